@@ -1,0 +1,28 @@
+"""The registry of adapter methods: a new method is one file and one line here."""
+
+from typing import Any
+
+from cdvft.errors import InvalidAdapter
+from cdvft.methods.base import Method
+from cdvft.methods.cdvft import Cdvft
+
+__all__ = ["METHODS", "Method", "method_for_peft_type", "method_named"]
+
+METHODS: tuple[Method[Any], ...] = (Cdvft(),)
+
+
+def method_named(name: str) -> Method[Any]:
+    """The method of this name. Raises InvalidAdapter listing those that exist."""
+    for method in METHODS:
+        if method.name == name:
+            return method
+    raise InvalidAdapter(f"method {name!r} is not known; known: {', '.join(m.name for m in METHODS)}")
+
+
+def method_for_peft_type(peft_type: object) -> Method[Any]:
+    """The method of adapter_config.json's `peft_type`. Raises InvalidAdapter listing those that exist."""
+    for method in METHODS:
+        if method.peft_type == peft_type:
+            return method
+    known = ", ".join(m.peft_type for m in METHODS)
+    raise InvalidAdapter(f"adapter_config.json: peft_type {peft_type!r} is not supported; supported: {known}")

@@ -1,0 +1,147 @@
+"""The frozen base, loaded once and the same way for training and serving."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+from cdvft.errors import UnsupportedBase
+from cdvft.family import Family, family_of
+from cdvft.identity import base_digest, checkpoint_tensors
+from cdvft.site import Site
+
+__all__ = ["Backbone", "BaseInfo", "load_backbone", "resolve_base"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class BaseInfo:
+    """What reading an adapter needs to know of the base. `max_length` is the longest input in tokens."""
+
+    name: str
+    digest: str
+    family: Family
+    sites: Mapping[str, Site]
+    hidden: int
+    max_length: int
+    has_pooler: bool
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """`model` gives last hidden states (RobertaModel, BertModel, LlamaModel); `lm_head` is None for encoders."""
+
+    info: BaseInfo
+    path: Path
+    config: Any
+    model: Any
+    lm_head: nn.Module | None
+    tokenizer: Any
+    eos_ids: frozenset[int]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype  # type: ignore[no-any-return]
+
+    @property
+    def pooler(self) -> nn.Module | None:
+        return getattr(self.model, "pooler", None)
+
+
+def resolve_base(base: str) -> Path:
+    """A local folder, or a Hub id that is fetched (or found in the Hub cache). Raises UnsupportedBase."""
+    folder = Path(base).expanduser()
+    if (folder / "config.json").is_file():
+        return folder.resolve()
+    if folder.exists() or base.startswith((".", "/", "~")):
+        raise UnsupportedBase(f"--base {base}: no config.json there; give a model folder or a Hub id")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(base, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
+    except Exception as error:  # the hub client raises many kinds: all mean that the base could not be had
+        raise UnsupportedBase(
+            f"--base {base}: neither a folder nor a Hub model that can be fetched ({error})"
+        ) from None
+
+
+def load_backbone(base: str, *, device: str = "cpu", dtype: str = "auto", name: str | None = None) -> Backbone:
+    """Load a frozen base in eval mode, without dropout. Raises UnsupportedBase for what is missing or not served.
+
+    `dtype` auto is float32 on the CPU and the checkpoint's own elsewhere.
+    """
+    path = resolve_base(base)
+    config = AutoConfig.from_pretrained(path)
+    family = family_of(config.model_type)
+    torch_dtype = DTYPES.get(dtype) or (torch.float32 if torch.device(device).type == "cpu" else "auto")
+    checkpoint = checkpoint_tensors(path)
+    model, lm_head = _load_model(path, family, torch_dtype, checkpoint)
+    model.requires_grad_(False).eval().to(device)
+    info = BaseInfo(
+        name=name or (path.name if Path(base).exists() else base.rsplit("/", 1)[-1]),
+        digest=base_digest(path, config.to_dict(), _cache_file()),
+        family=family,
+        sites=_find_sites(model),
+        hidden=config.hidden_size,
+        max_length=_max_length(config, family),
+        has_pooler=getattr(model, "pooler", None) is not None,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    if lm_head is not None:
+        lm_head.requires_grad_(False).to(device)
+    return Backbone(info, path, config, model, lm_head, tokenizer, _eos_ids(path, config))
+
+
+def _load_model(path: Path, family: Family, dtype: Any, checkpoint: set[str]) -> tuple[Any, nn.Module | None]:
+    if family.kind == "decoder":
+        whole, report = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
+        _refuse_missing(report["missing_keys"], path)
+        return whole.model, whole.lm_head
+    pooled = any(name.endswith("pooler.dense.weight") for name in checkpoint) and family.standard_head == "pooler"
+    model, report = AutoModel.from_pretrained(path, dtype=dtype, add_pooling_layer=pooled, output_loading_info=True)
+    _refuse_missing(report["missing_keys"], path)
+    return model, None
+
+
+def _refuse_missing(missing: Any, path: Path) -> None:
+    if missing:
+        names = ", ".join(sorted(missing)[:5])
+        raise UnsupportedBase(
+            f"{path} lacks weights that the model needs ({len(missing)}: {names}); nothing is made up at random"
+        )
+
+
+def _find_sites(model: nn.Module) -> dict[str, Site]:
+    linears = {
+        name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and not name.startswith("pooler.")
+    }
+    return {name: Site(name, m.in_features, m.out_features) for name, m in linears.items()}
+
+
+def _max_length(config: Any, family: Family) -> int:
+    """Tokens; RoBERTa's positions start after the padding index."""
+    longest = int(config.max_position_embeddings)
+    return longest - int(config.pad_token_id) - 1 if family.model_type == "roberta" else longest
+
+
+def _eos_ids(path: Path, config: Any) -> frozenset[int]:
+    from transformers import GenerationConfig
+
+    has_own = (path / "generation_config.json").is_file()
+    eos = GenerationConfig.from_pretrained(path).eos_token_id if has_own else config.eos_token_id
+    return frozenset() if eos is None else frozenset([eos] if isinstance(eos, int) else eos)
+
+
+def _cache_file() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(home) / "cdvft" / "base_digests.json"

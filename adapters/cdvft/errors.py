@@ -1,0 +1,19 @@
+"""What can be wrong with an adapter, a base or a training file. Every message names what was wrong and what would be right."""
+
+__all__ = ["CdvftError", "InvalidAdapter", "InvalidData", "UnsupportedBase"]
+
+
+class CdvftError(ValueError):
+    """Base of the library's errors."""
+
+
+class InvalidAdapter(CdvftError):
+    """A checkpoint that can be read but not served: tensors, shapes, options, labels, another base."""
+
+
+class InvalidData(CdvftError):
+    """Training or evaluation data, or text for a template, that cannot be used as it is."""
+
+
+class UnsupportedBase(CdvftError):
+    """A base model with a feature that the packed forward does not implement, or an incomplete one."""

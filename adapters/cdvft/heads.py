@@ -1,0 +1,71 @@
+"""An adapter's own classifier or regressor on top of the base's last hidden states; any number of outputs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional
+
+from cdvft.family import Family
+
+__all__ = ["HeadSpec", "head_logits", "head_shapes", "init_head", "pool"]
+
+Pooling = Literal["mean", "first", "last"]
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """`type` linear: one matrix; standard: the architecture's own classifier. `outputs` is 1 for regression."""
+
+    type: Literal["standard", "linear"]
+    pooling: Pooling
+    outputs: int
+
+
+def head_shapes(head: HeadSpec, family: Family, hidden: int) -> dict[str, tuple[int, ...]]:
+    """Tensor names (as on disk after `base_model.model.`) and shapes."""
+    if head.type == "linear" or family.standard_head == "pooler":
+        return {"classifier.weight": (head.outputs, hidden), "classifier.bias": (head.outputs,)}
+    if family.standard_head == "score":
+        return {"score.weight": (head.outputs, hidden)}
+    return {
+        "classifier.dense.weight": (hidden, hidden),
+        "classifier.dense.bias": (hidden,),
+        "classifier.out_proj.weight": (head.outputs, hidden),
+        "classifier.out_proj.bias": (head.outputs,),
+    }
+
+
+def init_head(head: HeadSpec, family: Family, hidden: int, generator: Generator) -> dict[str, Tensor]:
+    """Weights N(0, 0.02^2), biases zero, fp32."""
+    return {
+        name: torch.randn(shape, generator=generator) * 0.02 if name.endswith("weight") else torch.zeros(shape)
+        for name, shape in head_shapes(head, family, hidden).items()
+    }
+
+
+def pool(hidden: Tensor, pooling: Pooling) -> Tensor:
+    """One segment's hidden states `[T, hidden]` to `[hidden]`, fp32; mean takes all tokens, special ones included."""
+    if pooling == "mean":
+        return hidden.float().mean(0)
+    return hidden[0 if pooling == "first" else -1].float()
+
+
+def head_logits(
+    head: HeadSpec, tensors: Mapping[str, Tensor], pooled: Tensor, pooler: torch.nn.Module | None = None
+) -> Tensor:
+    """`pooled [N, hidden]` -> `[N, outputs]`, fp32. `pooler` is the base's own (BERT), used by its standard head alone."""
+    pooled = pooled.float()
+    if "classifier.dense.weight" in tensors:
+        dense = functional.linear(pooled, tensors["classifier.dense.weight"], tensors["classifier.dense.bias"])
+        return functional.linear(
+            torch.tanh(dense), tensors["classifier.out_proj.weight"], tensors["classifier.out_proj.bias"]
+        )
+    if "score.weight" in tensors:
+        return functional.linear(pooled, tensors["score.weight"])
+    if head.type == "standard" and pooler is not None:
+        dense = functional.linear(pooled, pooler.dense.weight.float(), pooler.dense.bias.float())  # type: ignore[union-attr, operator, arg-type]
+        pooled = torch.tanh(dense)
+    return functional.linear(pooled, tensors["classifier.weight"], tensors["classifier.bias"])

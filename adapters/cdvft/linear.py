@@ -1,0 +1,141 @@
+"""The adapted layer: a frozen linear layer plus, for each slice of the packed tokens, that slice's adapters.
+
+Gather outside, maths inside: this module picks table rows, a method's `apply` computes as if there were one adapter.
+"""
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cdvft.methods.base import Method, Tensors
+from cdvft.site import Site
+
+__all__ = ["AdaptedLinear", "AdapterContext", "BankSlice", "TrainableLinear", "adapt"]
+
+CHUNK = 256  # tokens per `apply`: temporaries stay in the L2 cache
+RUN = 64  # a segment of at least this many tokens is applied by view, shorter ones share a gather
+
+
+@dataclass(frozen=True)
+class BankSlice:
+    """Tokens `[start, stop)` of a packed batch whose adapters sit in one bank.
+
+    `tables[site.name]` holds `[rows, ...]` tensors, `layouts[site.name]` what the method needs besides them;
+    `runs` are (row, number of tokens) in token order and cover the slice.
+    """
+
+    start: int
+    stop: int
+    method: Method[Any]
+    tables: Mapping[str, Tensors]
+    layouts: Mapping[str, Any]
+    runs: Sequence[tuple[int, int]]
+
+    def chunks(self) -> list[tuple[int, int, int | Tensor]]:
+        """(start, stop, row or rows `[stop - start]`): long runs by one row, neighbouring short ones together."""
+        chunks: list[tuple[int, int, int | Tensor]] = []
+        position, pending, pending_start = self.start, [], self.start
+        for row, count in self.runs:
+            if count >= RUN or (pending and len(pending) + count > CHUNK):
+                chunks += _gathered(pending_start, pending)
+                pending, pending_start = [], position
+            if count >= RUN:
+                ends = range(position, position + count, CHUNK)
+                chunks += [(a, min(a + CHUNK, position + count), row) for a in ends]
+                pending_start = position + count
+            else:
+                pending += [row] * count
+            position += count
+        return chunks + _gathered(pending_start, pending)
+
+
+def _gathered(start: int, rows: list[int]) -> list[tuple[int, int, int | Tensor]]:
+    if not rows:
+        return []
+    if len(set(rows)) == 1:
+        return [(start, start + len(rows), rows[0])]
+    return [(start, start + len(rows), torch.tensor(rows))]
+
+
+class AdapterContext:
+    """Which adapters the forward that runs in this thread applies; handed to every adapted layer by constructor."""
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+
+    @contextmanager
+    def activate(self, slices: Sequence[BankSlice]) -> Iterator[None]:
+        """Apply these adapters inside the block. Refuses nesting; always clears, on exceptions too."""
+        if getattr(self._local, "plan", None) is not None:
+            raise RuntimeError("a batch is active already; adapter contexts do not nest")
+        self._local.plan = [(s, s.chunks()) for s in slices]
+        try:
+            yield
+        finally:
+            self._local.plan = None
+
+    def add_delta(self, site: Site, x: Tensor, y: Tensor) -> None:
+        """`y += dW x` in place for the active slices: `x [T, d_in]`, `y [T, d_out]`."""
+        for bank, chunks in getattr(self._local, "plan", None) or ():
+            tables = bank.tables.get(site.name)
+            if tables is None:
+                continue
+            layout = bank.layouts[site.name]
+            for start, stop, rows in chunks:
+                picked = {name: _pick(table, rows) for name, table in tables.items()}
+                y[start:stop] += bank.method.apply(x[start:stop].float(), picked, layout).to(y.dtype)
+
+
+def _pick(table: Tensor, rows: int | Tensor) -> Tensor:
+    return table[rows] if isinstance(rows, int) else table.index_select(0, rows.to(table.device))
+
+
+class AdaptedLinear(nn.Module):
+    """A frozen linear layer that serves: `W x` plus the active adapters' `dW x`. Input `[1, T, d_in]` or `[T, d_in]`."""
+
+    def __init__(self, linear: nn.Linear, site: Site, context: AdapterContext) -> None:
+        super().__init__()
+        self.linear, self.site, self.context = linear, site, context
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's own weight `[d_out, d_in]`: model code reads its dtype."""
+        return self.linear.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.linear(x)
+        self.context.add_delta(self.site, x.view(-1, self.site.d_in), y.view(-1, self.site.d_out))
+        return y
+
+
+class TrainableLinear(nn.Module):
+    """A frozen linear layer that trains one adapter, by the same `prepare` and `apply` that serve it."""
+
+    def __init__(self, linear: nn.Linear, site: Site, method: Method[Any], spec: Any, tensors: Tensors) -> None:
+        super().__init__()
+        self.linear, self.site, self.method, self.spec = linear, site, method, spec
+        self.vectors = nn.ParameterDict({name: nn.Parameter(tensor.clone()) for name, tensor in tensors.items()})
+
+    @property
+    def weight(self) -> Tensor:
+        return self.linear.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.linear(x)
+        with torch.autocast(x.device.type, enabled=False):
+            tables = self.method.prepare(dict(self.vectors.items()), self.site, self.spec)
+            delta = self.method.apply(x.float(), tables, self.method.layout(self.site, self.spec))
+        return y + delta.to(y.dtype)
+
+
+def adapt(backbone: nn.Module, sites: Mapping[str, Site], context: AdapterContext) -> None:
+    """Replace every site's linear layer in place by an AdaptedLinear that listens to `context`."""
+    for site in sites.values():
+        parent, _, child = site.name.rpartition(".")
+        owner = backbone.get_submodule(parent)
+        setattr(owner, child, AdaptedLinear(owner.get_submodule(child), site, context))  # type: ignore[arg-type]

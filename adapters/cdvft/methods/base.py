@@ -1,0 +1,75 @@
+"""The contract of an adapter method: one formula, one file.
+
+`apply` is written as if there were one adapter; leading axes broadcast, so the same lines serve a mixed batch and train.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping
+from typing import Any, ClassVar, Generic, TypeVar
+
+from torch import Generator, Tensor
+
+from cdvft.site import Site
+
+__all__ = ["Method", "SpecT", "Tensors"]
+
+Tensors = Mapping[str, Tensor]
+SpecT = TypeVar("SpecT", bound=Hashable)
+
+
+class Method(ABC, Generic[SpecT]):
+    """How vectors become a weight change dW `[d_out, d_in]` of a site.
+
+    `SpecT` is a frozen dataclass: the hyper-parameters of one site, part of the adapter's digest.
+    """
+
+    name: ClassVar[str]  # "cdvft": as the API reports it
+    peft_type: ClassVar[str]  # "CDVFT": as adapter_config.json says it
+    config_keys: ClassVar[frozenset[str]]  # the keys of adapter_config.json that `spec` reads
+
+    @abstractmethod
+    def spec(self, config: Mapping[str, Any], site: Site) -> SpecT:
+        """The site's hyper-parameters from adapter_config.json. Raises InvalidAdapter naming the key."""
+
+    @abstractmethod
+    def config(self, specs: Mapping[Site, SpecT]) -> dict[str, Any]:
+        """The keys of adapter_config.json from which `spec` gives these specs back."""
+
+    @abstractmethod
+    def shapes(self, site: Site, spec: SpecT) -> dict[str, tuple[int, ...]]:
+        """Tensor names and shapes on disk; an upload must have exactly these."""
+
+    @abstractmethod
+    def init(self, site: Site, spec: SpecT, generator: Generator) -> dict[str, Tensor]:
+        """Fresh fp32 tensors with dW = 0 and a gradient that lives."""
+
+    @abstractmethod
+    def layout(self, site: Site, spec: SpecT) -> Hashable:
+        """What `apply` must know besides the tables; adapters share a bank where it is equal."""
+
+    @abstractmethod
+    def prepare(self, tensors: Tensors, site: Site, spec: SpecT) -> dict[str, Tensor]:
+        """Disk form to serving form, once, on activation; differentiable. All zeros gives dW = 0."""
+
+    @abstractmethod
+    def apply(self, x: Tensor, tables: Tensors, layout: Any) -> Tensor:
+        """`dW x` without building dW: `x [..., d_in]`, `tables` as `prepare` gives them with leading axes that broadcast
+        against x's -> `[..., d_out]`, in the tables' real dtype."""
+
+    @abstractmethod
+    def dense(self, tensors: Tensors, site: Site, spec: SpecT) -> Tensor:
+        """dW `[d_out, d_in]` in float64, built without FFT: the oracle, and the source of merged weights."""
+
+    @abstractmethod
+    def flops(self, site: Site, spec: SpecT) -> float:
+        """FLOPs of one token as the literature counts them (see `cdvft.accounting`)."""
+
+    def num_parameters(self, site: Site, spec: SpecT) -> int:
+        """Trained numbers of one site."""
+        total = 0
+        for shape in self.shapes(site, spec).values():
+            count = 1
+            for size in shape:
+                count *= size
+            total += count
+        return total

@@ -1,0 +1,249 @@
+"""CDVFT (arXiv 2505.00580): dW = alpha * diag(a_{2m-1}) circ(c_{2m-2}) ... circ(c_2) diag(a_1).
+
+m diagonals and m - 1 circulants. The first circulant is a grid of p x p blocks (Eq. 12); the others are d_out x d_out.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Generator, Tensor
+
+from cdvft.errors import InvalidAdapter
+from cdvft.fft import block_circulant, circulant_spectrum
+from cdvft.methods.base import Method, Tensors
+from cdvft.patterns import lookup
+from cdvft.site import Site
+
+__all__ = ["Cdvft", "CdvftLayout", "CdvftSpec"]
+
+Convention = Literal["first_col", "first_row"]
+Grid = Literal["rect", "square"]
+Padding = Literal["zero", "cyclic"]
+MAX_FACTORS = 16
+
+
+@dataclass(frozen=True)
+class CdvftSpec:
+    """Hyper-parameters of one site; `partition_size` is the block length p, `alpha` multiplies dW directly."""
+
+    partition_size: int
+    num_factors: int = 2
+    alpha: float = 1.0
+    circulant_convention: Convention = "first_col"
+    block_grid: Grid = "rect"
+    padding: Padding = "zero"
+
+    def grid(self, site: Site) -> tuple[int, int]:
+        """Blocks on disk: (q_out, q_in)."""
+        q_out, q_in = -(-site.d_out // self.partition_size), -(-site.d_in // self.partition_size)
+        return (max(q_out, q_in),) * 2 if self.block_grid == "square" else (q_out, q_in)
+
+
+@dataclass(frozen=True)
+class CdvftLayout:
+    """What `apply` needs besides the tables: block length, and how the input becomes `[q_in, p]`."""
+
+    d_in: int
+    d_out: int
+    p: int
+    q_in: int
+    cyclic: bool
+
+
+class Cdvft(Method[CdvftSpec]):
+    """The project's own method. Precision: fp32 vectors and FFT whatever the base's dtype."""
+
+    name: ClassVar[str] = "cdvft"
+    peft_type: ClassVar[str] = "CDVFT"
+    config_keys: ClassVar[frozenset[str]] = frozenset(
+        "num_factors partition_size partition_size_pattern alpha circulant_convention block_grid padding site_shapes".split()
+    )
+
+    def spec(self, config: Mapping[str, Any], site: Site) -> CdvftSpec:
+        _check_site_shape(config.get("site_shapes"), site)
+        size = _integer(config, "partition_size", None, 1, 1 << 20)
+        pattern = config.get("partition_size_pattern") or {}
+        if not isinstance(pattern, dict) or not all(type(v) is int and 0 < v <= 1 << 20 for v in pattern.values()):
+            raise InvalidAdapter(
+                "adapter_config.json: partition_size_pattern must map module names to positive integers"
+            )
+        size = lookup(pattern, site.name, "partition_size_pattern") or size or math.gcd(site.d_in, site.d_out)
+        alpha = config.get("alpha")
+        if alpha is None:
+            alpha = 1.0
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+            raise InvalidAdapter(f"adapter_config.json: alpha must be a finite number, it is {alpha!r}")
+        return CdvftSpec(
+            partition_size=size,
+            num_factors=_integer(config, "num_factors", 2, 2, MAX_FACTORS) or 2,
+            alpha=float(alpha),
+            circulant_convention=_choice(config, "circulant_convention", get_args(Convention)),
+            block_grid=_choice(config, "block_grid", get_args(Grid)),
+            padding=_choice(config, "padding", get_args(Padding)),
+        )
+
+    def config(self, specs: Mapping[Site, CdvftSpec]) -> dict[str, Any]:
+        sizes = Counter(spec.partition_size for spec in specs.values())
+        common = sizes.most_common(1)[0][0]
+        first = next(iter(specs.values()))
+        return {
+            "num_factors": first.num_factors,
+            "partition_size": common,
+            "partition_size_pattern": {
+                s.name: v.partition_size for s, v in specs.items() if v.partition_size != common
+            },
+            "alpha": first.alpha,
+            "circulant_convention": first.circulant_convention,
+            "block_grid": first.block_grid,
+            "padding": first.padding,
+            "site_shapes": {site.name: [site.d_out, site.d_in] for site in specs},
+        }
+
+    def shapes(self, site: Site, spec: CdvftSpec) -> dict[str, tuple[int, ...]]:
+        m = spec.num_factors
+        shapes: dict[str, tuple[int, ...]] = {
+            "cdvft_diag_in": (site.d_in,),
+            "cdvft_circ": (*spec.grid(site), spec.partition_size),
+            "cdvft_diag_out": (m - 1, site.d_out),
+        }
+        if m > 2:
+            shapes["cdvft_circ_sq"] = (m - 2, site.d_out)
+        return shapes
+
+    def init(self, site: Site, spec: CdvftSpec, generator: Generator) -> dict[str, Tensor]:
+        """The last diagonal is zero, circulants are N(0, 1/length), the other diagonals 1: dW = 0, one gradient lives."""
+        shapes = self.shapes(site, spec)
+        tensors = {name: torch.ones(shape) for name, shape in shapes.items() if "diag" in name}
+        tensors["cdvft_diag_out"][-1] = 0.0
+        span = spec.grid(site)[1] * spec.partition_size
+        tensors["cdvft_circ"] = torch.randn(shapes["cdvft_circ"], generator=generator) * span**-0.5
+        if "cdvft_circ_sq" in shapes:
+            tensors["cdvft_circ_sq"] = torch.randn(shapes["cdvft_circ_sq"], generator=generator) * site.d_out**-0.5
+        return tensors
+
+    def layout(self, site: Site, spec: CdvftSpec) -> CdvftLayout:
+        p = spec.partition_size
+        cyclic = spec.padding == "cyclic" and site.d_in % p != 0
+        q_in = spec.grid(site)[1] if cyclic else -(-site.d_in // p)
+        return CdvftLayout(site.d_in, site.d_out, p, q_in, cyclic)
+
+    def prepare(self, tensors: Tensors, site: Site, spec: CdvftSpec) -> dict[str, Tensor]:
+        """`diag_in [d_in]`, `spectrum [q_out, q_in, p//2+1]`, `diag_out [m-1, d_out]` with alpha in its last row, and for
+        m > 2 `spectrum_sq [m-2, d_out//2+1]`; spectra complex."""
+        circulant = self._folded(tensors["cdvft_circ"], site, spec)
+        square = tensors.get("cdvft_circ_sq")
+        if spec.circulant_convention == "first_row":
+            circulant, square = _transposed(circulant), None if square is None else _transposed(square)
+        scale = torch.ones(spec.num_factors - 1, 1, dtype=circulant.dtype, device=circulant.device)
+        scale[-1] = spec.alpha
+        tables = {
+            "diag_in": tensors["cdvft_diag_in"],
+            "spectrum": circulant_spectrum(circulant),
+            "diag_out": tensors["cdvft_diag_out"] * scale,
+        }
+        if square is not None:
+            tables["spectrum_sq"] = circulant_spectrum(square)
+        return tables
+
+    def _folded(self, circulant: Tensor, site: Site, spec: CdvftSpec) -> Tensor:
+        """The grid without blocks that see no input or give no output; cyclic repeats of whole blocks are summed."""
+        layout = self.layout(site, spec)
+        q_out = -(-site.d_out // spec.partition_size)
+        circulant = circulant[:q_out]
+        if spec.padding == "cyclic" and not layout.cyclic:
+            return torch.stack([circulant[:, j :: layout.q_in].sum(1) for j in range(layout.q_in)], dim=1)
+        return circulant[:, : layout.q_in]
+
+    def apply(self, x: Tensor, tables: Tensors, layout: CdvftLayout) -> Tensor:
+        """irfft(sum_j S_j * rfft(a_1 x)_j) * a_3, then one square circulant and diagonal for each further factor."""
+        diag_out = tables["diag_out"]  # [..., m-1, d_out]
+        y = _padded(x * tables["diag_in"], layout)
+        y = block_circulant(y.unflatten(-1, (layout.q_in, layout.p)), tables["spectrum"], layout.p)
+        y = y.flatten(-2)[..., : layout.d_out] * diag_out[..., 0, :]
+        for k in range(diag_out.shape[-2] - 1):
+            square = tables["spectrum_sq"][..., k, None, None, :]  # [..., 1, 1, d_out//2+1]
+            y = block_circulant(y.unsqueeze(-2), square, layout.d_out).squeeze(-2) * diag_out[..., k + 1, :]
+        return y
+
+    def dense(self, tensors: Tensors, site: Site, spec: CdvftSpec) -> Tensor:
+        """dW entry by entry from the definition, padding included; no FFT and no folding."""
+        grid = tensors["cdvft_circ"].double()  # [q_out, q_in, p]
+        q_out, q_in, p = grid.shape
+        blocks = _circulant_matrix(grid, spec.circulant_convention)  # [q_out, q_in, p, p]
+        padded = blocks.permute(0, 2, 1, 3).reshape(q_out * p, q_in * p)[: site.d_out]
+        weight = padded[:, : site.d_in].clone()
+        if padded.shape[1] > site.d_in and spec.padding == "cyclic":
+            columns = torch.arange(site.d_in, padded.shape[1]) % site.d_in
+            weight.index_add_(1, columns, padded[:, site.d_in :])
+        diag_out = tensors["cdvft_diag_out"].double()
+        weight = diag_out[0, :, None] * weight * tensors["cdvft_diag_in"].double()
+        for k in range(spec.num_factors - 2):
+            square = _circulant_matrix(tensors["cdvft_circ_sq"][k].double(), spec.circulant_convention)
+            weight = diag_out[k + 1, :, None] * (square @ weight)
+        return spec.alpha * weight
+
+    def flops(self, site: Site, spec: CdvftSpec) -> float:
+        """5 N log2 N per length-N FFT (inputs, circulants and outputs, as the paper counts) and 2 per input and output."""
+        p, d_out = spec.partition_size, site.d_out
+        q_out, q_in = spec.grid(site)
+        first = (q_in + q_out * q_in + q_out) * 5 * p * math.log2(p) + 2 * site.d_in + 2 * d_out
+        return first + (spec.num_factors - 2) * (3 * 5 * d_out * math.log2(d_out) + 3 * d_out)
+
+
+def _padded(x: Tensor, layout: CdvftLayout) -> Tensor:
+    extra = layout.q_in * layout.p - layout.d_in
+    if extra == 0:
+        return x
+    if layout.cyclic:
+        return x[..., torch.arange(layout.q_in * layout.p, device=x.device) % layout.d_in]
+    return torch.nn.functional.pad(x, (0, extra))
+
+
+def _transposed(c: Tensor) -> Tensor:
+    """First row to first column: `c'[k] = c[(-k) mod p]`."""
+    return torch.roll(c.flip(-1), 1, dims=-1)
+
+
+def _circulant_matrix(c: Tensor, convention: Convention) -> Tensor:
+    """`[..., p] -> [..., p, p]`: entry (r, s) is `c[(r - s) mod p]` (first column) or `c[(s - r) mod p]` (first row)."""
+    index = torch.arange(c.shape[-1])
+    shift = index[:, None] - index[None, :]
+    return c[..., (shift if convention == "first_col" else -shift) % c.shape[-1]]
+
+
+def _integer(config: Mapping[str, Any], key: str, default: int | None, low: int, high: int) -> int | None:
+    value = config.get(key)
+    if value is None:
+        return default
+    if type(value) is not int or not low <= value <= high:
+        raise InvalidAdapter(f"adapter_config.json: {key} must be an integer from {low} to {high}, it is {value!r}")
+    return value
+
+
+def _choice(config: Mapping[str, Any], key: str, choices: tuple[Any, ...]) -> Any:
+    value = config.get(key)
+    if value is None:
+        return choices[0]
+    if value not in choices:
+        raise InvalidAdapter(f"adapter_config.json: {key} must be one of {', '.join(choices)}, it is {value!r}")
+    return value
+
+
+def _check_site_shape(shapes: object, site: Site) -> None:
+    if shapes is None:
+        return
+    if not isinstance(shapes, dict):
+        raise InvalidAdapter("adapter_config.json: site_shapes must map module names to [d_out, d_in]")
+    for name, shape in shapes.items():
+        if _names_site(name, site.name) and shape != [site.d_out, site.d_in]:
+            raise InvalidAdapter(
+                f"adapter_config.json: site_shapes says {shape!r} for {name!r}, the base has [{site.d_out}, {site.d_in}]"
+            )
+
+
+def _names_site(full: object, name: str) -> bool:
+    return isinstance(full, str) and (full == name or full.endswith("." + name))
