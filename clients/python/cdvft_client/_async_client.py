@@ -1,0 +1,226 @@
+"""The asynchronous client: `_client` with await. What is sent and how answers are read is in `_calls`."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+import httpx
+
+from . import _calls as calls
+from . import _config as config_
+from ._calls import Call
+from ._errors import connection_error, status_error
+from ._exceptions import CDVFTError, ServiceUnavailableError
+from ._fields import GenerationFields, Inputs, Message, Mode, Prompt, StreamFields
+from ._retry import Retries
+from ._stream import AsyncStream
+from ._types import Adapter, Classification, Completion, Deleted, Model, Page
+from ._upload import read_upload, write_whole
+
+T = TypeVar("T")
+PathLike = str | os.PathLike[str]
+
+
+class AsyncClient:
+    """Calls a CDVFT adapter server from asyncio. Close it with `aclose()`, or use it in `async with`.
+
+    Every call raises APIStatusError (a subclass for each status), APIConnectionError or APITimeoutError;
+    all are CDVFTError. 429 and 503 are tried again after the server's Retry-After, a connection that
+    could not be made too, and one that broke where repeating is harmless; never a timeout.
+
+    Args:
+        base_url: the server; default CDVFT_SERVER, else http://127.0.0.1:8000.
+        api_key: sent as bearer token; default CDVFT_API_KEY, else none.
+        timeout: seconds without a byte from the server, or an httpx.Timeout, or None for ever;
+            default 600, and 5 for connecting.
+        max_retries: attempts after the first.
+        transport: what carries the requests instead of httpx's own, such as httpx.AsyncHTTPTransport(verify=...).
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout: float | httpx.Timeout | None = config_.DEFAULT_TIMEOUT,
+        max_retries: int = config_.DEFAULT_RETRIES,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._max_retries = config_.retries(max_retries)
+        self._http = httpx.AsyncClient(**config_.settings(base_url, api_key, timeout), transport=transport)
+
+    @property
+    def base_url(self) -> str:
+        """The server, as messages name it."""
+        return config_.shown(self._http.base_url)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.base_url!r})"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Closes all connections; streams that still run end with an error."""
+        await self._http.aclose()
+
+    async def complete(self, model: str, prompt: Prompt, **fields: Unpack[GenerationFields]) -> Completion:
+        """Continues `prompt`: a string, strings, token ids, or lists of ids. Fields: GenerationFields."""
+        return await self._run(calls.complete(model, prompt, fields))
+
+    def complete_stream(self, model: str, prompt: Prompt, **fields: Unpack[StreamFields]) -> AsyncStream:
+        """The same, piece by piece. Fields: StreamFields."""
+        return self._stream(calls.complete_stream(model, prompt, fields))
+
+    async def chat(self, model: str, messages: Sequence[Message], **fields: Unpack[GenerationFields]) -> Completion:
+        """The next message after `messages`, each `{"role": ..., "content": ...}`. Fields: GenerationFields."""
+        return await self._run(calls.chat(model, messages, fields))
+
+    def chat_stream(self, model: str, messages: Sequence[Message], **fields: Unpack[StreamFields]) -> AsyncStream:
+        """The same, piece by piece. Fields: StreamFields."""
+        return self._stream(calls.chat_stream(model, messages, fields))
+
+    async def classify(
+        self,
+        model: str | Sequence[str],
+        input: Inputs,
+        *,
+        top_k: int | None = None,
+        raw_scores: bool | None = None,
+        truncate: bool | None = None,
+        mode: Mode | None = None,
+    ) -> Classification:
+        """Labels or scores `input`: one text, several, or (first, second) pairs.
+
+        Args:
+            model: one adapter for all inputs, or a list of as many adapters as inputs.
+            top_k: how many labels each row's `scores` has; default all.
+            raw_scores: logits instead of probabilities.
+            truncate: cut an input longer than the adapter's `max_length` instead of refusing it.
+            mode: how to run the adapter.
+        """
+        call = calls.classify(model, input, top_k=top_k, raw_scores=raw_scores, truncate=truncate, mode=mode)
+        return await self._run(call)
+
+    def models(self) -> AsyncIterator[Model]:
+        """The base and the caller's adapters."""
+        return self._items(calls.models())
+
+    async def model(self, id: str) -> Model:
+        """One model by any name that requests may use: `NAME`, `NAME@ALIAS`, `NAME@2`, `NAME@sha256:...`."""
+        return await self._run(calls.model(id))
+
+    async def upload(
+        self,
+        path: PathLike | None = None,
+        *,
+        name: str | None = None,
+        config: Mapping[str, Any] | PathLike | bytes | None = None,
+        weights: PathLike | bytes | None = None,
+        archive: PathLike | bytes | None = None,
+        alias: str | None = None,
+        public: bool | None = None,
+        description: str | None = None,
+        labels: Sequence[str] | None = None,
+    ) -> Adapter:
+        """Uploads an adapter; it can be used as soon as this returns.
+
+        Content that the name already has makes no new version: the answer then has `created` False.
+
+        Args:
+            path: a PEFT folder (a chat_template.jinja in it goes along), or a zip or tar.gz file.
+            name: default the folder's own name; needed for every other form.
+            config: adapter_config.json as a mapping, a path, or its bytes; with `weights`.
+            weights: adapter_model.safetensors as a path or its bytes.
+            archive: a zip or tar.gz as a path or its bytes.
+            alias: a pointer to move to this version besides `latest`.
+            public: let other tenants use it.
+            labels: in the head's order, where the config has none.
+
+        Raises:
+            ValueError: not exactly one form, or no name.
+            FileNotFoundError: a folder without adapter_config.json or adapter_model.safetensors.
+        """
+        known_as, files = await asyncio.to_thread(read_upload, path, name, config, weights, archive)
+        call = calls.upload(known_as, files, alias=alias, public=public, description=description, labels=labels)
+        return await self._run(call)
+
+    def adapters(self, *, limit: int = 100, after: str | None = None) -> AsyncIterator[Adapter]:
+        """All the caller's adapters, newest first, asked for in pages of `limit` (at most 100).
+
+        `after`: begin behind the adapter of this name.
+        """
+        return self._items(calls.adapters(limit, after))
+
+    async def adapter(self, name: str) -> Adapter:
+        """Describes an adapter's latest version."""
+        return await self._run(calls.adapter(name))
+
+    def versions(self, name: str, *, limit: int = 100) -> AsyncIterator[Adapter]:
+        """All versions of an adapter, newest first, asked for in pages of `limit` (at most 100)."""
+        return self._items(calls.versions(name, limit))
+
+    async def download(self, name: str, version: int | None = None, *, to: PathLike | None = None) -> bytes:
+        """A zip of the files as they were uploaded, the latest version's by default; also written to `to`."""
+        content = await self._run(calls.download(name, version))
+        if to is not None:
+            await asyncio.to_thread(write_whole, to, content)
+        return content
+
+    async def set_alias(self, name: str, alias: str, version: int) -> Adapter:
+        """Points `NAME@ALIAS` at a version: promotes it, or rolls back. `latest` can be moved too."""
+        return await self._run(calls.set_alias(name, alias, version))
+
+    async def delete_alias(self, name: str, alias: str) -> Adapter:
+        """Removes the pointer `NAME@ALIAS`, not the version."""
+        return await self._run(calls.delete_alias(name, alias))
+
+    async def delete(self, name: str, version: int | None = None) -> Deleted:
+        """Deletes one version, or the whole name with its aliases. Waits for requests in flight (30 s at most)."""
+        return await self._run(calls.delete(name, version))
+
+    async def health(self) -> bool:
+        """True if the server lives; it raises otherwise, without retrying."""
+        return await self._run(calls.health())
+
+    async def ready(self) -> bool:
+        """Whether the base is loaded and the store answers. Raises if the server cannot be reached; no retries."""
+        try:
+            return await self._run(calls.ready())
+        except ServiceUnavailableError:
+            return False
+
+    async def _run(self, call: Call[T]) -> T:
+        return call.result(await self._send(call))
+
+    async def _items(self, call: Call[Page[T]]) -> AsyncIterator[T]:
+        following: Call[Page[T]] | None = call
+        while following is not None:
+            page = await self._run(following)
+            for item in page.data:
+                yield item
+            following = calls.next_page(following, page)
+
+    def _stream(self, call: Call[Completion]) -> AsyncStream:
+        return AsyncStream(lambda: self._send(call, stream=True), self.base_url)
+
+    async def _send(self, call: Call[Any], *, stream: bool = False) -> httpx.Response:
+        retries = Retries(call, self._max_retries)
+        while True:
+            error: CDVFTError
+            try:
+                response = await self._http.send(call.request(self._http), stream=stream)
+                if response.is_success:
+                    return response
+                await response.aread()
+                error = status_error(response)
+            except httpx.RequestError as caught:
+                error = connection_error(caught, self.base_url)
+            await asyncio.sleep(retries.wait(error))

@@ -1,0 +1,55 @@
+"""The keyword arguments of the generating calls, in one place for both clients."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict
+
+Mode = Literal["fft", "merged", "auto"]
+Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
+Message = Mapping[str, Any]
+Inputs = str | Sequence[str] | Sequence[tuple[str, str]] | Sequence[list[str]]
+
+
+class GenerationFields(TypedDict, total=False):
+    """Keyword arguments of `complete` and `chat`; one left out or None takes the server's default.
+
+    max_tokens, max_completion_tokens: at least 1; default 16 for `complete`, the rest of the context for `chat`.
+    temperature: 0 (greedy) to 100, default 1. top_p: above 0 to 1, default 1. top_k: 0 (off, default) or more.
+    n: sequences per prompt, 1 to 16. seed: 64-bit; sequence i of a prompt is seeded with seed + i.
+    stop: up to 4 strings that end a sequence. stop_token_ids: token ids that do. ignore_eos: generate on.
+    user, metadata: accepted and unused. mode: how to run the adapter (header x-adapter-mode).
+    """
+
+    max_tokens: int | None
+    max_completion_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    n: int | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    stop_token_ids: Sequence[int] | None
+    ignore_eos: bool | None
+    user: str | None
+    metadata: Mapping[str, str] | None
+    mode: Mode | None
+
+
+class StreamFields(GenerationFields, total=False):
+    """Those of `complete_stream` and `chat_stream`: `include_usage` adds a last chunk that counts the tokens."""
+
+    include_usage: bool | None
+
+
+HINTS = {"stream": "; call complete_stream() or chat_stream()", "stream_options": "; give include_usage="}
+
+
+def checked(call: str, fields: Mapping[str, Any], known: type) -> dict[str, Any]:
+    """The fields that are not None. Raises TypeError for one that is not in the TypedDict `known`."""
+    names = known.__annotations__
+    for name in fields:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = HINTS.get(name) or (f"; did you mean {close[0]!r}?" if close else "")
+            raise TypeError(f"{call}() got an unexpected keyword argument {name!r}{hint}")
+    return {name: value for name, value in fields.items() if value is not None}
