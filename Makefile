@@ -1,11 +1,11 @@
-# make serve | test | install | lint | fix | trials | bench | soak
+# make serve | test | install | lint | fix | trials | bench | soak | demo | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 INPUTS := pyproject.toml constraints.txt clients/python/pyproject.toml
 
-.PHONY: install serve test lint fix trials bench soak clean
+.PHONY: install serve test lint fix trials bench soak demo clean
 
 install: $(VENV)/.installed
 
@@ -15,3 +15,38 @@ $(VENV)/.installed: $(INPUTS)
 	@echo "installing into $(VENV) (a few minutes the first time)" >&2
 	@$(PIP_INSTALL) -e clients/python -e '.[dev]'
 	@touch $@
+
+serve: install
+	@$(BIN)/cdvft serve
+
+test: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pytest -m "not trial and not soak"
+
+lint: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+fix: install
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# real data and models: the folder `shared` beside the project, or CDVFT_TRIAL_INPUTS; skips with a message without it
+trials: install
+	$(BIN)/pytest tests/trials -m trial -s --timeout=7200
+
+bench: install
+	$(BIN)/python -m tests.bench.run
+
+soak: install
+	$(BIN)/pytest -m soak -s --timeout=7200
+
+# rebuild the embedded base and its demo adapters from the grammar in server/demo
+demo: install
+	$(BIN)/python server/demo/build.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build

@@ -1,4 +1,4 @@
-"""What can be wrong with an adapter, a base or a training file. Every message names what was wrong and what would be right."""
+"""What can be wrong with an adapter, a base or a training file; messages name what was wrong and what is right."""
 
 __all__ = ["CdvftError", "InvalidAdapter", "InvalidData", "UnsupportedBase"]
 

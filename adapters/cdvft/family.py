@@ -13,8 +13,8 @@ __all__ = ["FAMILIES", "Family", "family_of"]
 class Family:
     """`prefixes` may stand before a site's name in a checkpoint; `projections` maps short target names to module names.
 
-    `standard_head` is the architecture's own sequence classifier: `dense` (RoBERTa), `pooler` (BERT: the base's pooler and
-    one linear layer), `score` (decoders).
+    `standard_head` is the architecture's own sequence classifier: `dense` (RoBERTa), `pooler` (BERT: the base's pooler
+    and one linear layer), `score` (decoders).
     """
 
     model_type: str

@@ -21,7 +21,7 @@ def block_circulant(x: Tensor, spectrum: Tensor, p: int) -> Tensor:
     """Multiply by a grid of circulant blocks: `y[i] = sum_j circ(c[i, j]) x[j]` (Eq. 12).
 
     `x [..., q_in, p]`, `spectrum [..., q_out, q_in, p // 2 + 1]` (leading axes broadcast) -> `[..., q_out, p]`.
-    The backward pass reuses the forward's spectra; the gradient of the spectrum is summed over rows before any inverse FFT.
+    The backward pass reuses the forward's spectra; the spectrum's gradient is summed over rows before any inverse FFT.
     """
     if torch.is_grad_enabled() and (x.requires_grad or spectrum.requires_grad):
         return _BlockCirculant.apply(x, spectrum, p)  # type: ignore[no-any-return, no-untyped-call]
@@ -76,7 +76,7 @@ class _BlockCirculant(torch.autograd.Function):
         grad_x = grad_spectrum = None
         if ctx.needs_input_grad[0]:
             back = _multiply(g, spectrum.conj().transpose(-3, -2))  # [..., q_in, f]
-            grad_x = torch.fft.irfft(back, n=ctx.p).sum_to_size(x_spectrum.shape[:-1] + (ctx.p,))
+            grad_x = torch.fft.irfft(back, n=ctx.p).sum_to_size((*x_spectrum.shape[:-1], ctx.p))
         if ctx.needs_input_grad[1]:
             grad_spectrum = _spectrum_gradient(x_spectrum, g, spectrum.shape)
             grad_spectrum = grad_spectrum * (_bin_weights(ctx.p, grad_spectrum.real) / ctx.p)

@@ -56,7 +56,7 @@ def pool(hidden: Tensor, pooling: Pooling) -> Tensor:
 def head_logits(
     head: HeadSpec, tensors: Mapping[str, Tensor], pooled: Tensor, pooler: torch.nn.Module | None = None
 ) -> Tensor:
-    """`pooled [N, hidden]` -> `[N, outputs]`, fp32. `pooler` is the base's own (BERT), used by its standard head alone."""
+    """`pooled [N, hidden]` -> `[N, outputs]`, fp32. `pooler` is BERT's own, used by its standard head alone."""
     pooled = pooled.float()
     if "classifier.dense.weight" in tensors:
         dense = functional.linear(pooled, tensors["classifier.dense.weight"], tensors["classifier.dense.bias"])

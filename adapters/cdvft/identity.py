@@ -1,4 +1,4 @@
-"""Base identity: one digest over what makes a base that base, so that an adapter can say which one it was trained on."""
+"""Base identity: one digest over what makes a base that base, so that an adapter can name the one it was trained on."""
 
 import hashlib
 import json
@@ -14,9 +14,9 @@ from cdvft.errors import UnsupportedBase
 __all__ = ["ARCHITECTURE_FIELDS", "base_digest", "checkpoint_files", "checkpoint_tensors"]
 
 ARCHITECTURE_FIELDS = (
-    "model_type hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim intermediate_size hidden_act "
-    "vocab_size max_position_embeddings type_vocab_size pad_token_id layer_norm_eps rms_norm_eps rope_parameters "
-    "attention_bias mlp_bias tie_word_embeddings sliding_window position_embedding_type is_decoder"
+    "model_type hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim intermediate_size "
+    "hidden_act vocab_size max_position_embeddings type_vocab_size pad_token_id layer_norm_eps rms_norm_eps "
+    "rope_parameters attention_bias mlp_bias tie_word_embeddings sliding_window position_embedding_type is_decoder"
 ).split()
 
 
@@ -59,7 +59,7 @@ def _file_rows(file: Path, cache: Path | None) -> list[list[str]]:
 
 
 def _hash_tensors(file: Path) -> list[list[str]]:
-    """[name, dtype, shape, sha256 of the bytes] per tensor, straight from the file: no copy of the checkpoint in memory."""
+    """[name, dtype, shape, sha256 of the bytes] per tensor, straight from the file: no copy of it in memory."""
     with file.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(size))

@@ -96,7 +96,7 @@ def _pick(table: Tensor, rows: int | Tensor) -> Tensor:
 
 
 class AdaptedLinear(nn.Module):
-    """A frozen linear layer that serves: `W x` plus the active adapters' `dW x`. Input `[1, T, d_in]` or `[T, d_in]`."""
+    """A frozen linear layer that serves: `W x` plus the active adapters' `dW x`; input `[(1,) T, d_in]`."""
 
     def __init__(self, linear: nn.Linear, site: Site, context: AdapterContext) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """The contract of an adapter method: one formula, one file.
 
-`apply` is written as if there were one adapter; leading axes broadcast, so the same lines serve a mixed batch and train.
+`apply` is written as if there were one adapter; leading axes broadcast: the same lines serve mixed batches and train.
 """
 
 from abc import ABC, abstractmethod
@@ -53,8 +53,8 @@ class Method(ABC, Generic[SpecT]):
 
     @abstractmethod
     def apply(self, x: Tensor, tables: Tensors, layout: Any) -> Tensor:
-        """`dW x` without building dW: `x [..., d_in]`, `tables` as `prepare` gives them with leading axes that broadcast
-        against x's -> `[..., d_out]`, in the tables' real dtype."""
+        """`dW x` without building dW: `x [..., d_in]`, `tables` as `prepare` gives them with leading axes that
+        broadcast against x's -> `[..., d_out]`, in the tables' real dtype."""
 
     @abstractmethod
     def dense(self, tensors: Tensors, site: Site, spec: SpecT) -> Tensor:

@@ -60,7 +60,8 @@ class Cdvft(Method[CdvftSpec]):
     name: ClassVar[str] = "cdvft"
     peft_type: ClassVar[str] = "CDVFT"
     config_keys: ClassVar[frozenset[str]] = frozenset(
-        "num_factors partition_size partition_size_pattern alpha circulant_convention block_grid padding site_shapes".split()
+        "num_factors partition_size partition_size_pattern alpha circulant_convention block_grid padding "
+        "site_shapes".split()
     )
 
     def spec(self, config: Mapping[str, Any], site: Site) -> CdvftSpec:
@@ -115,7 +116,7 @@ class Cdvft(Method[CdvftSpec]):
         return shapes
 
     def init(self, site: Site, spec: CdvftSpec, generator: Generator) -> dict[str, Tensor]:
-        """The last diagonal is zero, circulants are N(0, 1/length), the other diagonals 1: dW = 0, one gradient lives."""
+        """Last diagonal zero, circulants N(0, 1/length), the other diagonals 1: dW = 0, one gradient lives."""
         shapes = self.shapes(site, spec)
         tensors = {name: torch.ones(shape) for name, shape in shapes.items() if "diag" in name}
         tensors["cdvft_diag_out"][-1] = 0.0
@@ -132,8 +133,8 @@ class Cdvft(Method[CdvftSpec]):
         return CdvftLayout(site.d_in, site.d_out, p, q_in, cyclic)
 
     def prepare(self, tensors: Tensors, site: Site, spec: CdvftSpec) -> dict[str, Tensor]:
-        """`diag_in [d_in]`, `spectrum [q_out, q_in, p//2+1]`, `diag_out [m-1, d_out]` with alpha in its last row, and for
-        m > 2 `spectrum_sq [m-2, d_out//2+1]`; spectra complex."""
+        """`diag_in [d_in]`, `spectrum [q_out, q_in, p//2+1]`, `diag_out [m-1, d_out]` with alpha in its last row, and
+        for m > 2 `spectrum_sq [m-2, d_out//2+1]`; spectra complex."""
         circulant = self._folded(tensors["cdvft_circ"], site, spec)
         square = tensors.get("cdvft_circ_sq")
         if spec.circulant_convention == "first_row":
@@ -187,7 +188,7 @@ class Cdvft(Method[CdvftSpec]):
         return spec.alpha * weight
 
     def flops(self, site: Site, spec: CdvftSpec) -> float:
-        """5 N log2 N per length-N FFT (inputs, circulants and outputs, as the paper counts) and 2 per input and output."""
+        """5 N log2 N per length-N FFT (inputs, circulants, outputs, as the paper counts), 2 per input and output."""
         p, d_out = spec.partition_size, site.d_out
         q_out, q_in = spec.grid(site)
         first = (q_in + q_out * q_in + q_out) * 5 * p * math.log2(p) + 2 * site.d_in + 2 * d_out
@@ -209,7 +210,7 @@ def _transposed(c: Tensor) -> Tensor:
 
 
 def _circulant_matrix(c: Tensor, convention: Convention) -> Tensor:
-    """`[..., p] -> [..., p, p]`: entry (r, s) is `c[(r - s) mod p]` (first column) or `c[(s - r) mod p]` (first row)."""
+    """`[..., p] -> [..., p, p]`: entry (r, s) is `c[(r - s) mod p]` (first column), `c[(s - r) mod p]` (first row)."""
     index = torch.arange(c.shape[-1])
     shift = index[:, None] - index[None, :]
     return c[..., (shift if convention == "first_col" else -shift) % c.shape[-1]]
@@ -241,7 +242,7 @@ def _check_site_shape(shapes: object, site: Site) -> None:
     for name, shape in shapes.items():
         if _names_site(name, site.name) and shape != [site.d_out, site.d_in]:
             raise InvalidAdapter(
-                f"adapter_config.json: site_shapes says {shape!r} for {name!r}, the base has [{site.d_out}, {site.d_in}]"
+                f"adapter_config.json: site_shapes of {name!r} is {shape!r}, the base has [{site.d_out}, {site.d_in}]"
             )
 
 
