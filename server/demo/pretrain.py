@@ -1,0 +1,258 @@
+"""Make the embedded base: a tokenizer and a small LLaMA trained on text of our own grammar.
+
+    python server/demo/pretrain.py [--out DIR] [--tokens N] [--seed N] [--threads N]
+
+Progress goes to standard error; the last line of standard output is JSON with what was measured: `loss` (nats
+per token on unseen documents), `parse_rate` (share of seeded samples at temperature 1 that the language has).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from cdvft_server.demo import base_path
+from cdvft_server.demo.language import language, parses
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
+from tqdm import tqdm
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+PAD, BOS, EOS = "<pad>", "<s>", "</s>"
+CONTEXT = 512
+VOCABULARY = 1024
+IGNORED = -100
+NEXT_TURN = "\nuser:"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Rows are packed documents; the last `long_share` of the tokens comes in rows of the whole context."""
+
+    tokens: int
+    row: int = 256
+    batch_tokens: int = 4096
+    long_share: float = 0.1
+    learning_rate: float = 4e-3
+    warmup: float = 0.03
+    weight_decay: float = 0.05
+
+    @property
+    def steps(self) -> int:
+        return self.tokens // self.batch_tokens
+
+    def row_length(self, step: int) -> int:
+        return CONTEXT if step >= self.steps * (1 - self.long_share) else self.row
+
+    def rate(self, step: int) -> float:
+        """Linear warm-up, then a cosine down to 2% of the peak."""
+        warm = max(1, int(self.steps * self.warmup))
+        if step < warm:
+            return self.learning_rate * (step + 1) / warm
+        done = (step - warm) / max(1, self.steps - warm)
+        return self.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def documents(seed: int, seen: set[str], fresh: bool = False) -> Iterator[str]:
+    """Documents without end, fixed by the seed and noted in `seen`; `fresh` leaves out what is there already."""
+    rng = random.Random(seed)
+    while True:
+        text = language().generate("document", rng)
+        if not (fresh and text in seen):
+            seen.add(text)
+            yield text
+
+
+def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with every byte in its alphabet; a prompt gets BOS in front and nothing behind."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[PAD, BOS, EOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[list[int], list[int]]:
+    """Ids of BOS text EOS and their labels. The line break after an assistant's reply is no target, so that
+    the base learns to end there although chats of several turns go on."""
+    encoding = tokenizer.backend_tokenizer.encode(text)
+    ids = [*encoding.ids, tokenizer.eos_token_id]
+    labels = list(ids)
+    labels[0] = IGNORED
+    for position, (start, _) in enumerate(encoding.offsets[1:], start=1):
+        if text.startswith(NEXT_TURN, start) and text[:start].rpartition("\n")[2].startswith("assistant:"):
+            labels[position] = IGNORED
+    return ids, labels
+
+
+class Packer:
+    """Cuts the endless stream of encoded documents into rows; nothing is padded."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, texts: Iterator[str]) -> None:
+        self.tokenizer, self.texts = tokenizer, texts
+        self.ids: list[int] = []
+        self.labels: list[int] = []
+
+    def take(self, rows: int, length: int) -> tuple[Tensor, Tensor]:
+        """`rows` rows of ids and of labels, both [rows, length]."""
+        needed = rows * length
+        while len(self.ids) < needed:
+            ids, labels = encode(self.tokenizer, next(self.texts))
+            self.ids += ids
+            self.labels += labels
+        batch = torch.tensor(self.ids[:needed]).view(rows, length)
+        targets = torch.tensor(self.labels[:needed]).view(rows, length)
+        self.ids, self.labels = self.ids[needed:], self.labels[needed:]
+        return batch, targets
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+    """The untrained base: grouped-query attention, tied embeddings, about 0.9 million numbers in fp32."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.03,
+        use_cache=True,
+        dtype="float32",
+    )
+    return LlamaForCausalLM(config)
+
+
+def loss_of(model: LlamaForCausalLM, ids: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy in nats over the labels that count; ids and labels [rows, length]."""
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]  # [rows, length - 1, vocabulary]
+    return torch.nn.functional.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1), ignore_index=IGNORED
+    )
+
+
+def pretrain(model: LlamaForCausalLM, packer: Packer, recipe: Recipe) -> None:
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    groups = [
+        {"params": matrices, "weight_decay": recipe.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
+    model.train()
+    with tqdm(range(recipe.steps), unit="step", file=sys.stderr, mininterval=5) as bar:
+        for step in bar:
+            length = recipe.row_length(step)
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.rate(step)
+            loss = loss_of(model, *packer.take(recipe.batch_tokens // length, length))
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            if step % 50 == 0:
+                bar.set_postfix(loss=f"{loss.item():.3f}")
+    model.eval()
+
+
+@torch.inference_mode()
+def held_out_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> float:
+    """Nats per target token, each document alone."""
+    total, count = 0.0, 0
+    for text in texts:
+        ids, labels = encode(tokenizer, text)
+        targets = sum(label != IGNORED for label in labels)
+        total += loss_of(model, torch.tensor([ids]), torch.tensor([labels])).item() * targets
+        count += targets
+    return total / count
+
+
+@torch.inference_mode()
+def sample(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int, seed: int) -> list[str]:
+    """`count` documents drawn from the model at temperature 1, from BOS to EOS or 400 tokens."""
+    torch.manual_seed(seed)
+    start = torch.full((count, 1), tokenizer.bos_token_id)
+    out = model.generate(
+        start,
+        attention_mask=torch.ones_like(start),
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        max_new_tokens=400,
+    )
+    return list(tokenizer.batch_decode(out, skip_special_tokens=True))
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Pretrain the embedded base cdvft-tiny.")
+    parser.add_argument("--out", type=Path, default=base_path())
+    parser.add_argument("--tokens", type=int, default=6_000_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    began = time.monotonic()
+
+    seen: set[str] = set()
+    texts = documents(options.seed, seen)
+    tokenizer = train_tokenizer([next(texts) for _ in range(20_000)])
+    model = new_model(tokenizer, options.seed)
+    pretrain(model, Packer(tokenizer, texts), Recipe(options.tokens))
+    save(model, tokenizer, options.out)
+
+    seconds = time.monotonic() - began
+    fresh = documents(options.seed + 1_000_000, seen, fresh=True)
+    samples = sample(model, tokenizer, 200, options.seed)
+    result = {
+        "loss": round(held_out_loss(model, tokenizer, [next(fresh) for _ in range(500)]), 4),
+        "parse_rate": sum(map(parses, samples)) / len(samples),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "bytes": sum(f.stat().st_size for f in options.out.iterdir()),
+        "tokens": options.tokens,
+        "seconds": round(seconds),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
