@@ -36,7 +36,7 @@ fix: install
 
 # real data and models: the folder `shared` beside the project, or CDVFT_TRIAL_INPUTS; skips with a message without it
 trials: install
-	$(BIN)/pytest tests/trials -m trial -s --timeout=7200
+	$(BIN)/pytest tests/e2e -m trial -s --timeout=7200
 
 bench: install
 	$(BIN)/python -m tests.bench.run
