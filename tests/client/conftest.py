@@ -3,7 +3,8 @@ from typing import Any
 
 import pytest
 from cdvft_client import AsyncClient, Client
-from client_harness import Blocking
+
+from tests.client.harness import Blocking
 
 
 @pytest.fixture(autouse=True)

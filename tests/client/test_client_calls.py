@@ -7,7 +7,8 @@ from typing import Any
 import cdvft_client as c
 import httpx
 import pytest
-from client_harness import COMPLETION, DIGEST, HEADERS, Script, adapter_body, error_body
+
+from tests.client.harness import COMPLETION, DIGEST, HEADERS, Script, adapter_body, error_body
 
 Connect = Callable[..., Any]
 USED = c.AdapterUsed("reviews", 2, DIGEST, "fft", "req-1")

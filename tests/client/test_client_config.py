@@ -7,7 +7,8 @@ from typing import Any
 import cdvft_client as c
 import httpx
 import pytest
-from client_harness import Script, adapter_body
+
+from tests.client.harness import Script, adapter_body
 
 Connect = Callable[..., Any]
 

@@ -6,7 +6,8 @@ from typing import Any
 import cdvft_client as c
 import httpx
 import pytest
-from client_harness import HEADERS, Script, error_body
+
+from tests.client.harness import HEADERS, Script, error_body
 
 Connect = Callable[..., Any]
 

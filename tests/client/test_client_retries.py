@@ -10,7 +10,8 @@ import httpx
 import pytest
 from cdvft_client import _calls, _retry
 from cdvft_client._errors import retry_after
-from client_harness import COMPLETION, Connection, LiveServer, Script, adapter_body, error_body
+
+from tests.client.harness import COMPLETION, Connection, LiveServer, Script, adapter_body, error_body
 
 Connect = Callable[..., Any]
 

@@ -8,7 +8,8 @@ from typing import Any
 import cdvft_client as c
 import httpx
 import pytest
-from client_harness import COMPLETION, DIGEST, Connection, LiveServer, Script, events, text_chunk
+
+from tests.client.harness import COMPLETION, DIGEST, Connection, LiveServer, Script, events, text_chunk
 
 Connect = Callable[..., Any]
 DONE = b"data: [DONE]\n\n"

@@ -12,7 +12,8 @@ from typing import Any
 import cdvft_client as c
 import httpx
 import pytest
-from client_harness import Script, adapter_body
+
+from tests.client.harness import Script, adapter_body
 
 Connect = Callable[..., Any]
 CONFIG, WEIGHTS, TEMPLATE = b'{ "peft_type": "CDVFT" }\n', b"\x00\x01\r\n--weights", b"{{ messages }}"
