@@ -1,7 +1,6 @@
 """The frozen base, loaded once and the same way for training and serving."""
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from cdvft.baseinfo import BaseInfo
 from cdvft.errors import UnsupportedBase
 from cdvft.family import Family, family_of
 from cdvft.identity import base_digest, checkpoint_tensors
@@ -18,19 +18,6 @@ from cdvft.site import Site
 __all__ = ["Backbone", "BaseInfo", "load_backbone", "resolve_base"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class BaseInfo:
-    """What reading an adapter needs to know of the base. `max_length` is the longest input in tokens."""
-
-    name: str
-    digest: str
-    family: Family
-    sites: Mapping[str, Site]
-    hidden: int
-    max_length: int
-    has_pooler: bool
 
 
 @dataclass(frozen=True)

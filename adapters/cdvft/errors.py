@@ -1,6 +1,6 @@
 """What can be wrong with an adapter, a base or a training file; messages name what was wrong and what is right."""
 
-__all__ = ["CdvftError", "InvalidAdapter", "InvalidData", "UnsupportedBase"]
+__all__ = ["CdvftError", "InvalidAdapter", "InvalidData", "TooLarge", "UnsupportedBase"]
 
 
 class CdvftError(ValueError):
@@ -9,6 +9,10 @@ class CdvftError(ValueError):
 
 class InvalidAdapter(CdvftError):
     """A checkpoint that can be read but not served: tensors, shapes, options, labels, another base."""
+
+
+class TooLarge(InvalidAdapter):
+    """A checkpoint beyond a stated limit; the message names the limit."""
 
 
 class InvalidData(CdvftError):

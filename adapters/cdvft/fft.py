@@ -25,7 +25,8 @@ def block_circulant(x: Tensor, spectrum: Tensor, p: int) -> Tensor:
     """
     if torch.is_grad_enabled() and (x.requires_grad or spectrum.requires_grad):
         return _BlockCirculant.apply(x, spectrum, p)  # type: ignore[no-any-return, no-untyped-call]
-    return torch.fft.irfft(_multiply(torch.fft.rfft(x), spectrum), n=p)
+    y: Tensor = torch.fft.irfft(_multiply(torch.fft.rfft(x), spectrum), n=p)
+    return y
 
 
 def _multiply(x_spectrum: Tensor, spectrum: Tensor) -> Tensor:
@@ -49,13 +50,15 @@ class _Spectrum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, c: Tensor) -> Tensor:
         ctx.p = c.shape[-1]
-        return torch.fft.rfft(c)
+        spectrum: Tensor = torch.fft.rfft(c)
+        return spectrum
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         weights = _bin_weights(ctx.p, grad.real)
-        return torch.fft.irfft(grad * (ctx.p / weights), n=ctx.p)
+        grad_c: Tensor = torch.fft.irfft(grad * (ctx.p / weights), n=ctx.p)
+        return grad_c
 
 
 class _BlockCirculant(torch.autograd.Function):
@@ -66,7 +69,8 @@ class _BlockCirculant(torch.autograd.Function):
         x_spectrum = torch.fft.rfft(x)
         ctx.save_for_backward(x_spectrum, spectrum)
         ctx.p = p  # type: ignore[attr-defined]
-        return torch.fft.irfft(_multiply(x_spectrum, spectrum), n=p)
+        y: Tensor = torch.fft.irfft(_multiply(x_spectrum, spectrum), n=p)
+        return y
 
     @staticmethod
     @once_differentiable

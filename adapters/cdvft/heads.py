@@ -66,6 +66,6 @@ def head_logits(
     if "score.weight" in tensors:
         return functional.linear(pooled, tensors["score.weight"])
     if head.type == "standard" and pooler is not None:
-        dense = functional.linear(pooled, pooler.dense.weight.float(), pooler.dense.bias.float())  # type: ignore[union-attr, operator, arg-type]
+        dense = functional.linear(pooled, pooler.dense.weight.float(), pooler.dense.bias.float())  # type: ignore[union-attr, arg-type]
         pooled = torch.tanh(dense)
     return functional.linear(pooled, tensors["classifier.weight"], tensors["classifier.bias"])

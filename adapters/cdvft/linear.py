@@ -39,7 +39,8 @@ class BankSlice:
     def chunks(self) -> list[tuple[int, int, int | Tensor]]:
         """(start, stop, row or rows `[stop - start]`): long runs by one row, neighbouring short ones together."""
         chunks: list[tuple[int, int, int | Tensor]] = []
-        position, pending, pending_start = self.start, [], self.start
+        pending: list[int] = []
+        position = pending_start = self.start
         for row, count in self.runs:
             if count >= RUN or (pending and len(pending) + count > CHUNK):
                 chunks += _gathered(pending_start, pending)

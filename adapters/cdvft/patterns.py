@@ -1,15 +1,24 @@
 """Module-name patterns of PEFT configs, matched in linear time (RE2), so that no upload can stall the server."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 import re2
 
 from cdvft.errors import InvalidAdapter
 
-__all__ = ["full_match", "lookup", "suffix_match"]
+__all__ = ["full_match", "layer_index", "lookup", "suffix_match"]
+
+MAX_PATTERN = 4096  # characters
+MAX_ENTRIES = 1024  # of one `*_pattern` dictionary
 
 
+@lru_cache(maxsize=2048)
 def _compile(pattern: str, key: str) -> "re2._Regexp":
+    if len(pattern) > MAX_PATTERN:
+        raise InvalidAdapter(
+            f"adapter_config.json: {key} has a pattern of {len(pattern)} characters, at most {MAX_PATTERN}"
+        )
     options = re2.Options()
     options.log_errors = False
     options.max_mem = 1 << 20
@@ -34,9 +43,25 @@ def suffix_match(target: str, name: str) -> bool:
     return name == target or name.endswith("." + target)
 
 
-def lookup(pattern: dict[str, int], name: str, key: str) -> int | None:
+def lookup(pattern: Mapping[str, int], name: str, key: str) -> int | None:
     """The value of the first entry that matches the name or its end after a dot (PEFT's `*_pattern` dictionaries)."""
+    if len(pattern) > MAX_ENTRIES:
+        raise InvalidAdapter(
+            f"adapter_config.json: {key} has {len(pattern)} entries, at most {MAX_ENTRIES} are accepted"
+        )
     for expression, value in pattern.items():
         if suffix_match(expression, name) or full_match(rf"(?:.*\.)?(?:{expression})", [name], key):
             return value
+    return None
+
+
+def layer_index(paths: Iterable[str], layers_patterns: Iterable[str]) -> int | None:
+    """The layer number in a module path: the last number between two dots that has a name and a path before it, or that
+    follows one of the patterns, as PEFT reads `layers_to_transform` and `layers_pattern`."""
+    patterns = sorted(layers_patterns) or ["[^.]*"]
+    for path in paths:
+        for pattern in patterns:
+            found = _compile(rf".*\.(?:{pattern})\.(\d+)\..*", "layers_pattern").fullmatch(path)
+            if found is not None:
+                return int(found.group(1))
     return None

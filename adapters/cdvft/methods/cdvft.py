@@ -163,7 +163,8 @@ class Cdvft(Method[CdvftSpec]):
         """irfft(sum_j S_j * rfft(a_1 x)_j) * a_3, then one square circulant and diagonal for each further factor."""
         diag_out = tables["diag_out"]  # [..., m-1, d_out]
         y = _padded(x * tables["diag_in"], layout)
-        y = block_circulant(y.unflatten(-1, (layout.q_in, layout.p)), tables["spectrum"], layout.p)
+        y = y.reshape(*y.shape[:-1], layout.q_in, layout.p)
+        y = block_circulant(y, tables["spectrum"], layout.p)
         y = y.flatten(-2)[..., : layout.d_out] * diag_out[..., 0, :]
         for k in range(diag_out.shape[-2] - 1):
             square = tables["spectrum_sq"][..., k, None, None, :]  # [..., 1, 1, d_out//2+1]

@@ -1,0 +1,60 @@
+"""An adapter's name by content: one sha256 over everything that its answers depend on."""
+
+import ctypes
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+from torch import Tensor
+
+from cdvft.adapter import AdapterSpec
+from cdvft.site import Site
+
+__all__ = ["adapter_digest"]
+
+FORMAT = 1
+
+
+def adapter_digest(spec: AdapterSpec, tensors: Mapping[str, Mapping[str, Tensor]], head: Mapping[str, Tensor]) -> str:
+    """ "sha256:<64 hex>" over canonical JSON of the spec and of every tensor's name, dtype, shape and bytes' sha256.
+
+    Tensors are hashed as they are served (fp32): the same numbers stored as F16 and as F32 are the same adapter.
+    Not in it: the adapter's name, description, dropout, paths, tensor order, safetensors metadata, the base.
+    """
+    sites = sorted(spec.sites)
+    content = {
+        "format": FORMAT,
+        "method": spec.method,
+        "task": spec.task,
+        "sites": [[site.name, site.d_in, site.d_out, _options(spec, site)] for site in sites],
+        "head": None if spec.head is None else asdict(spec.head),
+        "labels": None if spec.labels is None else list(spec.labels),
+        "max_length": spec.max_length,
+        "template": spec.template,
+        "tensors": sorted(_row(f"{site}/{name}", t) for site, own in tensors.items() for name, t in own.items()),
+        "head_tensors": sorted(_row(name, t) for name, t in head.items()),
+    }
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def _options(spec: AdapterSpec, site: Site) -> dict[str, Any]:
+    options = spec.sites[site]
+    if not is_dataclass(options) or isinstance(options, type):
+        raise TypeError(f"a method's site spec must be a dataclass, not {type(options).__name__}")
+    return asdict(options)
+
+
+def _row(name: str, tensor: Tensor) -> list[Any]:
+    own = tensor.detach().to("cpu").contiguous()
+    dtype = str(own.dtype).removeprefix("torch.")
+    return [name, dtype, list(own.shape), hashlib.sha256(_raw(own)).hexdigest()]
+
+
+def _raw(tensor: Tensor) -> bytes:
+    if tensor.numel() == 0:
+        return b""
+    size = tensor.numel() * tensor.element_size()
+    return ctypes.string_at(tensor.data_ptr(), size)

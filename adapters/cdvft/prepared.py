@@ -1,0 +1,63 @@
+"""An adapter in serving form: what a bank row holds, ready to be copied onto the device."""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from cdvft.adapter import Adapter
+from cdvft.heads import HeadSpec
+from cdvft.methods import Method
+from cdvft.methods.base import Tensors
+
+__all__ = ["PreparedAdapter", "prepare_adapter"]
+
+
+@dataclass(frozen=True)
+class PreparedAdapter:
+    """`tables[site.name][name]` and `layouts[site.name]` are what `method.apply` takes, without a row axis.
+
+    Adapters of equal `signature` share a bank: same method, sites, layouts, table shapes and dtypes. Sizes in bytes.
+    """
+
+    digest: str
+    method: Method[Any]
+    signature: Hashable
+    tables: Mapping[str, Tensors]
+    layouts: Mapping[str, Any]
+    head: HeadSpec | None
+    head_tensors: Tensors
+    nbytes: int
+    head_nbytes: int
+
+
+@torch.no_grad()
+def prepare_adapter(adapter: Adapter) -> PreparedAdapter:
+    """Every site's `method.prepare`, once; the tensors stay on the CPU."""
+    method = adapter.method
+    tables: dict[str, Tensors] = {}
+    layouts: dict[str, Any] = {}
+    for site, spec in sorted(adapter.spec.sites.items()):
+        prepared = method.prepare(adapter.tensors[site.name], site, spec)
+        tables[site.name] = {name: table.contiguous() for name, table in sorted(prepared.items())}
+        layouts[site.name] = method.layout(site, spec)
+    return PreparedAdapter(
+        digest=adapter.digest,
+        method=method,
+        signature=(method.name, tuple((name, layouts[name], _shapes(own)) for name, own in tables.items())),
+        tables=tables,
+        layouts=layouts,
+        head=adapter.spec.head,
+        head_tensors=dict(adapter.head),
+        nbytes=sum(_nbytes(own) for own in tables.values()),
+        head_nbytes=_nbytes(adapter.head),
+    )
+
+
+def _shapes(tables: Tensors) -> tuple[tuple[str, tuple[int, ...], torch.dtype], ...]:
+    return tuple((name, tuple(table.shape), table.dtype) for name, table in tables.items())
+
+
+def _nbytes(tensors: Tensors) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -1,0 +1,85 @@
+"""Which backbone linears a PEFT config targets: the rules of PEFT, without its regular expressions' running time."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from cdvft.baseinfo import BaseInfo
+from cdvft.errors import InvalidAdapter
+from cdvft.files import CONFIG_NAME
+from cdvft.patterns import full_match, layer_index
+from cdvft.site import Site
+
+__all__ = ["ALL_LINEAR", "target_names", "targeted_sites"]
+
+ALL_LINEAR = "all-linear"
+
+
+def targeted_sites(config: Mapping[str, Any], base: BaseInfo) -> set[Site]:
+    """The base's sites that `target_modules`, `exclude_modules`, `layers_to_transform` and `layers_pattern` select.
+
+    A list entry is a whole module path or its end after a dot; a string is `all-linear` or a pattern (RE2) for
+    the whole path. Paths count with each of the family's prefixes and without. Raises InvalidAdapter for
+    malformed values.
+    """
+    target = _names(config, "target_modules")
+    exclude = _names(config, "exclude_modules")
+    layers = _layers(config)
+    pattern = _names(config, "layers_pattern")
+    patterns = frozenset([pattern] if pattern else []) if isinstance(pattern, str) else pattern
+    selected = set()
+    for site in base.sites.values():
+        paths = [site.name, *(prefix + site.name for prefix in base.family.prefixes)]
+        if not _matches(target, paths, "target_modules") or _matches(exclude, paths, "exclude_modules"):
+            continue
+        if layers is not None and target != ALL_LINEAR and layer_index(paths, patterns) not in layers:
+            continue
+        selected.add(site)
+    return selected
+
+
+def target_names(sites: Iterable[Site], base: BaseInfo) -> list[str]:
+    """`target_modules` for these sites: a last name where it stands for exactly them, else whole paths."""
+    chosen = {site.name for site in sites}
+    names = set()
+    for name in chosen:
+        tail = name.rpartition(".")[2]
+        alike = {other for other in base.sites if other.rpartition(".")[2] == tail}
+        # poolers and heads have a `dense` too, which PEFT would match
+        names.add(tail if alike <= chosen and tail != "dense" else name)
+    return sorted(names)
+
+
+def _matches(target: str | frozenset[str], paths: list[str], key: str) -> bool:
+    if isinstance(target, str):
+        if key == "target_modules" and target == ALL_LINEAR:
+            return True
+        return bool(target) and full_match(target, paths, key)
+    return any(end in target for path in paths for end in _endings(path))
+
+
+def _endings(path: str) -> list[str]:
+    parts = path.split(".")
+    return [".".join(parts[i:]) for i in range(len(parts))]
+
+
+def _names(config: Mapping[str, Any], key: str) -> str | frozenset[str]:
+    value = config.get(key)
+    if value is None:
+        return frozenset()
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(name, str) and name for name in value):
+        return frozenset(value)
+    raise InvalidAdapter(f"{CONFIG_NAME}: {key} must be a string or a list of names, it is {str(value)[:100]}")
+
+
+def _layers(config: Mapping[str, Any]) -> frozenset[int] | None:
+    value = config.get("layers_to_transform")
+    if value is None or value == []:
+        return None
+    values = value if isinstance(value, list) else [value]
+    if not all(type(v) is int and v >= 0 for v in values):
+        raise InvalidAdapter(
+            f"{CONFIG_NAME}: layers_to_transform must be a layer number or a list of them, it is {str(value)[:100]}"
+        )
+    return frozenset(values)

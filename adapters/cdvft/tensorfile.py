@@ -1,0 +1,100 @@
+"""Safetensors bytes to fp32 tensors and back, with the header checked before anything is read by it."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from cdvft.errors import InvalidAdapter, TooLarge
+from cdvft.files import WEIGHTS_NAME
+from cdvft.strictjson import parse_object
+
+__all__ = ["MAX_HEADER_BYTES", "read_tensors", "write_tensors"]
+
+MAX_HEADER_BYTES = 1 << 20
+DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
+
+def read_tensors(data: bytes, max_header_bytes: int = MAX_HEADER_BYTES) -> dict[str, Tensor]:
+    """Name -> finite fp32 tensor; F64, F16 and BF16 are converted. Raises InvalidAdapter naming what is wrong, TooLarge
+    for a header beyond the limit."""
+    _check_header(data, max_header_bytes)
+    try:
+        tensors = safetensors.torch.load(data)
+    except (safetensors.SafetensorError, ValueError, RuntimeError, KeyError) as error:
+        raise InvalidAdapter(f"{WEIGHTS_NAME} cannot be read: {error}") from None
+    return {name: _as_fp32(name, tensor) for name, tensor in tensors.items()}
+
+
+def write_tensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """Safetensors bytes; the same for the same tensors whatever their order."""
+    contiguous = {name: tensors[name].contiguous() for name in sorted(tensors)}
+    data: bytes = safetensors.torch.save(contiguous, metadata={"format": "pt"})
+    return data
+
+
+def _as_fp32(name: str, tensor: Tensor) -> Tensor:
+    converted = tensor.to(torch.float32)
+    if not bool(torch.isfinite(converted).all()):
+        raise InvalidAdapter(f"{WEIGHTS_NAME}: {name} has NaN or infinite values (after conversion to fp32)")
+    return converted
+
+
+def _check_header(data: bytes, limit: int) -> None:
+    if data[:4] == b"PK\x03\x04" or (data[:1] == b"\x80" and data[1:2] in b"\x02\x03\x04\x05"):
+        raise InvalidAdapter(f"{WEIGHTS_NAME} is a pickle, which is never loaded; save with safe_serialization=True")
+    if len(data) < 8:
+        raise InvalidAdapter(f"{WEIGHTS_NAME} is {'empty' if not data else 'truncated'} ({len(data)} bytes)")
+    length = int.from_bytes(data[:8], "little")
+    if length > limit:
+        raise TooLarge(f"{WEIGHTS_NAME}: the header says it is {length} bytes long, at most {limit} are accepted")
+    if 8 + length > len(data):
+        raise InvalidAdapter(f"{WEIGHTS_NAME} is truncated: a header of {length} bytes in a file of {len(data)}")
+    header = parse_object(data[8 : 8 + length], f"{WEIGHTS_NAME}: the header")
+    metadata = header.pop("__metadata__", None)
+    if metadata is not None and not _is_text_map(metadata):
+        raise InvalidAdapter(f"{WEIGHTS_NAME}: __metadata__ must map strings to strings")
+    if not header:
+        raise InvalidAdapter(f"{WEIGHTS_NAME} has no tensors")
+    spans = sorted((*_span(name, entry), name) for name, entry in header.items())
+    position, available = 0, len(data) - 8 - length
+    for start, stop, name in spans:
+        if stop > available:
+            raise InvalidAdapter(f"{WEIGHTS_NAME}: {name} ends at byte {stop}, the file holds {available}: truncated?")
+        if start != position:
+            raise InvalidAdapter(f"{WEIGHTS_NAME}: {name} starts at byte {start}, not at {position}: overlap or gap")
+        position = stop
+    if position != available:
+        raise InvalidAdapter(f"{WEIGHTS_NAME} has {available - position} bytes that belong to no tensor")
+
+
+def _span(name: str, entry: Any) -> tuple[int, int]:
+    """One tensor's byte span, its size checked against dtype and shape."""
+    where = f"{WEIGHTS_NAME}: {name[:200]}"
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise InvalidAdapter(f"{where} must have exactly dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
+        raise InvalidAdapter(f"{where} has dtype {dtype!r}; accepted: {', '.join(DTYPE_BYTES)}")
+    if not _are_sizes(shape) or len(shape) > 8:
+        raise InvalidAdapter(f"{where} has the shape {shape!r}; a list of sizes is needed")
+    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise InvalidAdapter(f"{where} has data_offsets {offsets!r}; [start, stop] is needed")
+    expected = math.prod(shape) * DTYPE_BYTES[dtype]
+    if expected == 0:
+        raise InvalidAdapter(f"{where} is empty (shape {shape})")
+    if offsets[1] - offsets[0] != expected:
+        raise InvalidAdapter(f"{where} is {dtype} {shape}, {expected} bytes, but spans {offsets[1] - offsets[0]}")
+    return offsets[0], offsets[1]
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(v) is int and 0 <= v < 1 << 48 for v in value)
+
+
+def _is_text_map(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
