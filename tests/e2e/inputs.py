@@ -1,4 +1,4 @@
-"""The real data and models of `make trials`: the folder `shared` beside the project, or where CDVFT_TRIAL_INPUTS points."""
+"""Real data and models of `make trials`: the folder `shared` beside the project, or where CDVFT_TRIAL_INPUTS points."""
 
 import json
 import os
