@@ -6,11 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import httpx
 
@@ -115,3 +115,13 @@ def running(database: Path, *options: str) -> Iterator[Server]:
     finally:
         if server.process.poll() is None:
             server.stop()
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
+    """Ask until the condition holds. Raises TimeoutError naming what did not come."""
+    asked = Event()
+    for _ in range(int(seconds * 20)):
+        if condition():
+            return
+        asked.wait(0.05)
+    raise TimeoutError(f"{what}: not within {seconds} s")
