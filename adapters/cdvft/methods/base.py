@@ -4,7 +4,7 @@
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Generator, Tensor
@@ -36,6 +36,10 @@ class Method(ABC, Generic[SpecT]):
         """The keys of adapter_config.json from which `spec` gives these specs back."""
 
     @abstractmethod
+    def examples(self, site: Site) -> Sequence[SpecT]:
+        """Hyper-parameters for a small site that reach every branch of the method: what the contract test runs over."""
+
+    @abstractmethod
     def shapes(self, site: Site, spec: SpecT) -> dict[str, tuple[int, ...]]:
         """Tensor names and shapes on disk; an upload must have exactly these."""
 
@@ -59,6 +63,10 @@ class Method(ABC, Generic[SpecT]):
     @abstractmethod
     def dense(self, tensors: Tensors, site: Site, spec: SpecT) -> Tensor:
         """dW `[d_out, d_in]` in float64, built without FFT: the oracle, and the source of merged weights."""
+
+    def reference(self, x: Tensor, tensors: Tensors, site: Site, spec: SpecT) -> Tensor:
+        """`dense @ x` for the self-test, `x [..., d_in]` float64 -> `[..., d_out]`; override it where dense costs more."""
+        return x @ self.dense(tensors, site, spec).T
 
     @abstractmethod
     def flops(self, site: Site, spec: SpecT) -> float:

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -73,6 +74,11 @@ class Cdvft(Method[CdvftSpec]):
                 "adapter_config.json: partition_size_pattern must map module names to positive integers"
             )
         size = lookup(pattern, site.name, "partition_size_pattern") or size or math.gcd(site.d_in, site.d_out)
+        if size > 2 * max(site.d_in, site.d_out):
+            raise InvalidAdapter(
+                f"adapter_config.json: partition_size {size} is more than twice the larger side of {site.name} "
+                f"[{site.d_out}, {site.d_in}]"
+            )
         alpha = config.get("alpha")
         if alpha is None:
             alpha = 1.0
@@ -103,6 +109,12 @@ class Cdvft(Method[CdvftSpec]):
             "padding": first.padding,
             "site_shapes": {site.name: [site.d_out, site.d_in] for site in specs},
         }
+
+    def examples(self, site: Site) -> list[CdvftSpec]:
+        sizes = sorted({1, 2, 5, math.gcd(site.d_in, site.d_out), max(site.d_in, site.d_out)})
+        sizes = [p for p in sizes if p <= 2 * max(site.d_in, site.d_out)]
+        choices = product(sizes, (2, 3, 4), get_args(Convention), get_args(Grid), get_args(Padding))
+        return [CdvftSpec(p, m, 0.7 * m, convention, grid, padding) for p, m, convention, grid, padding in choices]
 
     def shapes(self, site: Site, spec: CdvftSpec) -> dict[str, tuple[int, ...]]:
         m = spec.num_factors
@@ -172,21 +184,24 @@ class Cdvft(Method[CdvftSpec]):
         return y
 
     def dense(self, tensors: Tensors, site: Site, spec: CdvftSpec) -> Tensor:
-        """dW entry by entry from the definition, padding included; no FFT and no folding."""
-        grid = tensors["cdvft_circ"].double()  # [q_out, q_in, p]
-        q_out, q_in, p = grid.shape
-        blocks = _circulant_matrix(grid, spec.circulant_convention)  # [q_out, q_in, p, p]
-        padded = blocks.permute(0, 2, 1, 3).reshape(q_out * p, q_in * p)[: site.d_out]
-        weight = padded[:, : site.d_in].clone()
-        if padded.shape[1] > site.d_in and spec.padding == "cyclic":
-            columns = torch.arange(site.d_in, padded.shape[1]) % site.d_in
-            weight.index_add_(1, columns, padded[:, site.d_in :])
+        """dW from the definition, padding included; no FFT."""
+        weight = _block_matrix(tensors["cdvft_circ"].double(), site, spec)
         diag_out = tensors["cdvft_diag_out"].double()
         weight = diag_out[0, :, None] * weight * tensors["cdvft_diag_in"].double()
         for k in range(spec.num_factors - 2):
-            square = _circulant_matrix(tensors["cdvft_circ_sq"][k].double(), spec.circulant_convention)
+            square = _circulant_rows(tensors["cdvft_circ_sq"][k].double(), spec.circulant_convention, site.d_out)
             weight = diag_out[k + 1, :, None] * (square @ weight)
         return spec.alpha * weight
+
+    def reference(self, x: Tensor, tensors: Tensors, site: Site, spec: CdvftSpec) -> Tensor:
+        """Factor by factor: no product of two matrices, however many factors there are."""
+        diag_out = tensors["cdvft_diag_out"].double()
+        y = (x * tensors["cdvft_diag_in"].double()) @ _block_matrix(tensors["cdvft_circ"].double(), site, spec).T
+        y = y * diag_out[0]
+        for k in range(spec.num_factors - 2):
+            square = _circulant_rows(tensors["cdvft_circ_sq"][k].double(), spec.circulant_convention, site.d_out)
+            y = (y @ square.T) * diag_out[k + 1]
+        return spec.alpha * y
 
     def flops(self, site: Site, spec: CdvftSpec) -> float:
         """5 N log2 N per length-N FFT (inputs, circulants, outputs, as the paper counts), 2 per input and output."""
@@ -210,11 +225,41 @@ def _transposed(c: Tensor) -> Tensor:
     return torch.roll(c.flip(-1), 1, dims=-1)
 
 
-def _circulant_matrix(c: Tensor, convention: Convention) -> Tensor:
-    """`[..., p] -> [..., p, p]`: entry (r, s) is `c[(r - s) mod p]` (first column), `c[(s - r) mod p]` (first row)."""
-    index = torch.arange(c.shape[-1])
-    shift = index[:, None] - index[None, :]
-    return c[..., (shift if convention == "first_col" else -shift) % c.shape[-1]]
+def _block_matrix(grid: Tensor, site: Site, spec: CdvftSpec) -> Tensor:
+    """The first circulant factor, `[q_out, q_in, p] -> [d_out, d_in]`; temporaries are not much larger than the result.
+
+    Rows beyond d_out are dropped, columns beyond d_in dropped (zero padding) or added to those they repeat (cyclic).
+    """
+    grid = grid[: -(-site.d_out // spec.partition_size)]
+    q_out, q_in, p = grid.shape
+    rows = min(p, site.d_out)
+    weight = grid.new_zeros(site.d_out, site.d_in)
+    together, step = max(1, site.d_in // p), min(p, site.d_in)  # block columns at once; columns of a block at once
+    for j in range(0, q_in, together):
+        blocks = _circulant_rows(grid[:, j : j + together], spec.circulant_convention, rows)  # [q_out, w, rows, p]
+        for s in range(0, p, step):
+            first = j * p + s  # column of the padded matrix
+            if spec.padding == "zero" and first >= site.d_in:
+                return weight
+            part = blocks[..., s : s + step].transpose(1, 2).reshape(q_out * rows, -1)[: site.d_out]
+            start = first % site.d_in
+            before = part[:, : site.d_in - start]
+            weight[:, start : start + before.shape[1]] += before
+            if spec.padding == "cyclic":
+                after = part[:, site.d_in - start :]
+                weight[:, : after.shape[1]] += after
+    return weight
+
+
+def _circulant_rows(c: Tensor, convention: Convention, rows: int) -> Tensor:
+    """The first rows of circulant matrices, `[..., p] -> [..., rows, p]`.
+
+    Entry (r, s) is `c[(r - s) mod p]` (first column) or `c[(s - r) mod p]` (first row).
+    """
+    p = c.shape[-1]
+    first_row = c if convention == "first_row" else _transposed(c)
+    shifted = torch.cat([first_row, first_row], dim=-1).unfold(-1, p, 1)  # [..., p + 1, p]: row t is rolled left by t
+    return shifted[..., p - rows + 1 :, :].flip(-2)
 
 
 def _integer(config: Mapping[str, Any], key: str, default: int | None, low: int, high: int) -> int | None:
