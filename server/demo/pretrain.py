@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from cdvft_server.demo import base_path
@@ -30,18 +31,20 @@ PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 CONTEXT = 512
 VOCABULARY = 1024
 IGNORED = -100
+PATIENCE = 8
+"""How many documents of fitting size may find no room before a batch counts as full."""
 NEXT_TURN = "\nuser:"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Rows are packed documents; the last `long_share` of the tokens comes in rows of the whole context."""
+    """Rows hold whole documents; every `long_every`-th batch has rows of the whole context for long ones."""
 
     tokens: int
     row: int = 256
+    long_every: int = 10
     batch_tokens: int = 4096
-    long_share: float = 0.1
-    learning_rate: float = 4e-3
+    learning_rate: float = 8e-3
     warmup: float = 0.03
     weight_decay: float = 0.05
 
@@ -50,15 +53,15 @@ class Recipe:
         return self.tokens // self.batch_tokens
 
     def row_length(self, step: int) -> int:
-        return CONTEXT if step >= self.steps * (1 - self.long_share) else self.row
+        return CONTEXT if step % self.long_every == 0 else self.row
 
     def rate(self, step: int) -> float:
-        """Linear warm-up, then a cosine down to 2% of the peak."""
+        """Linear warm-up, then a cosine down to zero."""
         warm = max(1, int(self.steps * self.warmup))
         if step < warm:
             return self.learning_rate * (step + 1) / warm
         done = (step - warm) / max(1, self.steps - warm)
-        return self.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def documents(seed: int, seen: set[str], fresh: bool = False) -> Iterator[str]:
@@ -110,25 +113,44 @@ def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[list[int], li
     return ids, labels
 
 
+class Batch(NamedTuple):
+    """Three tensors [rows, length]: ids, labels, and positions that start again at 0 with every document;
+    from those, transformers keeps each document's attention to itself."""
+
+    ids: Tensor
+    labels: Tensor
+    positions: Tensor
+
+
 class Packer:
-    """Cuts the endless stream of encoded documents into rows; nothing is padded."""
+    """Puts whole documents from an endless stream into rows, first fit; what is left of a row is padding."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, texts: Iterator[str]) -> None:
         self.tokenizer, self.texts = tokenizer, texts
-        self.ids: list[int] = []
-        self.labels: list[int] = []
+        self.waiting: list[tuple[list[int], list[int]]] = []
 
-    def take(self, rows: int, length: int) -> tuple[Tensor, Tensor]:
-        """`rows` rows of ids and of labels, both [rows, length]."""
-        needed = rows * length
-        while len(self.ids) < needed:
-            ids, labels = encode(self.tokenizer, next(self.texts))
-            self.ids += ids
-            self.labels += labels
-        batch = torch.tensor(self.ids[:needed]).view(rows, length)
-        targets = torch.tensor(self.labels[:needed]).view(rows, length)
-        self.ids, self.labels = self.ids[needed:], self.labels[needed:]
-        return batch, targets
+    def take(self, rows: int, length: int) -> Batch:
+        """One batch. Documents that found no room wait for the next; beyond the context they are dropped."""
+        ids = torch.full((rows, length), self.tokenizer.pad_token_id)
+        labels = torch.full((rows, length), IGNORED)
+        positions = torch.arange(length).repeat(rows, 1)
+        used = [0] * rows
+        left: list[tuple[list[int], list[int]]] = []
+        turned_away = 0
+        while turned_away < PATIENCE:
+            document = self.waiting.pop() if self.waiting else encode(self.tokenizer, next(self.texts))
+            size = len(document[0])
+            row = next((r for r in range(rows) if used[r] + size <= length), None)
+            if row is None:
+                turned_away += size <= length
+                left += [document] if size <= CONTEXT else []
+                continue
+            span = slice(used[row], used[row] + size)
+            ids[row, span], labels[row, span] = torch.tensor(document[0]), torch.tensor(document[1])
+            positions[row, span.start :] = torch.arange(length - span.start)
+            used[row] = span.stop
+        self.waiting = left
+        return Batch(ids, labels, positions)
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
@@ -153,12 +175,12 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM
     return LlamaForCausalLM(config)
 
 
-def loss_of(model: LlamaForCausalLM, ids: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy in nats over the labels that count; ids and labels [rows, length]."""
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]  # [rows, length - 1, vocabulary]
-    return torch.nn.functional.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1), ignore_index=IGNORED
-    )
+def loss_of(model: LlamaForCausalLM, batch: Batch) -> Tensor:
+    """Mean cross-entropy in nats over the labels that count."""
+    output = model(input_ids=batch.ids, position_ids=batch.positions, use_cache=False)
+    logits = output.logits[:, :-1]  # [rows, length - 1, vocabulary]
+    targets = batch.labels[:, 1:].reshape(-1)
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets, ignore_index=IGNORED)
 
 
 def pretrain(model: LlamaForCausalLM, packer: Packer, recipe: Recipe) -> None:
@@ -175,7 +197,7 @@ def pretrain(model: LlamaForCausalLM, packer: Packer, recipe: Recipe) -> None:
             length = recipe.row_length(step)
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(step)
-            loss = loss_of(model, *packer.take(recipe.batch_tokens // length, length))
+            loss = loss_of(model, packer.take(recipe.batch_tokens // length, length))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -186,13 +208,16 @@ def pretrain(model: LlamaForCausalLM, packer: Packer, recipe: Recipe) -> None:
 
 
 @torch.inference_mode()
-def held_out_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> float:
-    """Nats per target token, each document alone."""
+def held_out_loss(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: Iterator[str], batches: int = 12
+) -> float:
+    """Nats per target token over so many batches of 8 rows."""
+    packer = Packer(tokenizer, texts)
     total, count = 0.0, 0
-    for text in texts:
-        ids, labels = encode(tokenizer, text)
-        targets = sum(label != IGNORED for label in labels)
-        total += loss_of(model, torch.tensor([ids]), torch.tensor([labels])).item() * targets
+    for _ in range(batches):
+        batch = packer.take(8, CONTEXT)
+        targets = int((batch.labels != IGNORED).sum())
+        total += loss_of(model, batch).item() * targets
         count += targets
     return total / count
 
@@ -226,7 +251,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 def main() -> None:
     parser = argparse.ArgumentParser(description="Pretrain the embedded base cdvft-tiny.")
     parser.add_argument("--out", type=Path, default=base_path())
-    parser.add_argument("--tokens", type=int, default=6_000_000)
+    parser.add_argument("--tokens", type=int, default=5_000_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -244,7 +269,7 @@ def main() -> None:
     fresh = documents(options.seed + 1_000_000, seen, fresh=True)
     samples = sample(model, tokenizer, 200, options.seed)
     result = {
-        "loss": round(held_out_loss(model, tokenizer, [next(fresh) for _ in range(500)]), 4),
+        "loss": round(held_out_loss(model, tokenizer, fresh), 4),
         "parse_rate": sum(map(parses, samples)) / len(samples),
         "parameters": sum(p.numel() for p in model.parameters()),
         "bytes": sum(f.stat().st_size for f in options.out.iterdir()),
