@@ -1,0 +1,95 @@
+"""What is learnt and how it is measured, one class per task: a loss for a batch, metrics over the evaluation."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cdvft.train.items import Batch, Item, ordered_batches
+from cdvft.train.metrics import accuracy, matthews, pearson
+from cdvft.train.trainee import Trainee
+
+__all__ = ["Classification", "Evaluation", "LanguageModel", "Objective", "Regression"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`metrics` by their names in the report; `rank` is compared between epochs, larger is better."""
+
+    loss: float
+    metrics: dict[str, float]
+    rank: tuple[float, ...]
+
+
+class Objective(Protocol):
+    def loss(self, trainee: Trainee, batch: Batch) -> Tensor: ...
+
+    def evaluate(self, trainee: Trainee, items: Sequence[Item], batch_size: int) -> Evaluation: ...
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Cross entropy; the best epoch has the highest accuracy, then the lowest loss."""
+
+    def loss(self, trainee: Trainee, batch: Batch) -> Tensor:
+        return functional.cross_entropy(trainee.outputs(batch), _labels(batch))
+
+    def evaluate(self, trainee: Trainee, items: Sequence[Item], batch_size: int) -> Evaluation:
+        predicted: list[int] = []
+        true: list[int] = []
+        total = 0.0
+        for batch in ordered_batches(items, batch_size, trainee.device):
+            logits, labels = trainee.outputs(batch), _labels(batch)
+            total += functional.cross_entropy(logits, labels, reduction="sum").item()
+            predicted += logits.argmax(-1).tolist()
+            true += labels.tolist()
+        loss = total / len(true)
+        metrics = {"accuracy": accuracy(predicted, true), "matthews": matthews(predicted, true)}
+        return Evaluation(loss, metrics, (metrics["accuracy"], -loss))
+
+
+@dataclass(frozen=True)
+class Regression:
+    """Squared error in units of the training scores' `spread`; the best epoch has the lowest."""
+
+    spread: float
+
+    def loss(self, trainee: Trainee, batch: Batch) -> Tensor:
+        scores = torch.tensor(batch.targets, device=batch.ids.device)
+        return functional.mse_loss(trainee.outputs(batch)[:, 0] / self.spread, scores / self.spread)
+
+    def evaluate(self, trainee: Trainee, items: Sequence[Item], batch_size: int) -> Evaluation:
+        predicted: list[float] = []
+        true: list[float] = []
+        for batch in ordered_batches(items, batch_size, trainee.device):
+            predicted += trainee.outputs(batch)[:, 0].tolist()
+            true += batch.targets
+        squares = math.fsum((p - t) ** 2 for p, t in zip(predicted, true, strict=True))
+        loss = squares / len(true) / self.spread**2
+        return Evaluation(loss, {"pearson": pearson(predicted, true)}, (-loss,))
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """Cross entropy per learnt token; perplexity is its exponential over all of the evaluation's learnt tokens."""
+
+    def loss(self, trainee: Trainee, batch: Batch) -> Tensor:
+        total, count = trainee.next_token_loss(batch)
+        return total / count
+
+    def evaluate(self, trainee: Trainee, items: Sequence[Item], batch_size: int) -> Evaluation:
+        total, tokens = 0.0, 0
+        for batch in ordered_batches(items, batch_size, trainee.device):
+            loss, count = trainee.next_token_loss(batch)
+            total += loss.item()
+            tokens += count
+        mean = total / tokens
+        return Evaluation(mean, {"perplexity": math.exp(min(mean, 700.0))}, (-mean,))
+
+
+def _labels(batch: Batch) -> Tensor:
+    return torch.tensor([int(target) for target in batch.targets], device=batch.ids.device)
