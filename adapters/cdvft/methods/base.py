@@ -65,7 +65,7 @@ class Method(ABC, Generic[SpecT]):
         """dW `[d_out, d_in]` in float64, built without FFT: the oracle, and the source of merged weights."""
 
     def reference(self, x: Tensor, tensors: Tensors, site: Site, spec: SpecT) -> Tensor:
-        """`dense @ x` for the self-test, `x [..., d_in]` float64 -> `[..., d_out]`; override it where dense costs more."""
+        """`dense @ x` for the self-test, `x [..., d_in]` float64 -> `[..., d_out]`; override where dense is costly."""
         return x @ self.dense(tensors, site, spec).T
 
     @abstractmethod
