@@ -8,9 +8,10 @@ from cdvft.errors import InvalidData
 from cdvft.formatting import encode_chat, encode_classification, encode_completion, encode_document, encode_prompt
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import tiny_bert, tiny_llama, tiny_roberta
 from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from tests.tiny import tiny_bert, tiny_llama, tiny_roberta
 
 BASES = {"bert": tiny_bert, "roberta": tiny_roberta, "llama": tiny_llama}
 TYPES = {"bert": 2, "roberta": 1, "llama": 1}

@@ -1,4 +1,4 @@
-"""The base with one adapter in training: its vectors inside the adapted layers, its head; how both become an Adapter."""
+"""The base with one adapter in training: vectors inside the adapted layers, a head, and how both become an Adapter."""
 
 from collections.abc import Mapping
 from typing import Any
