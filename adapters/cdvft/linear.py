@@ -139,4 +139,6 @@ def adapt(backbone: nn.Module, sites: Mapping[str, Site], context: AdapterContex
     for site in sites.values():
         parent, _, child = site.name.rpartition(".")
         owner = backbone.get_submodule(parent)
-        setattr(owner, child, AdaptedLinear(owner.get_submodule(child), site, context))  # type: ignore[arg-type]
+        linear = owner.get_submodule(child)
+        plain = linear.linear if isinstance(linear, AdaptedLinear) else linear  # a backbone may be adapted anew
+        setattr(owner, child, AdaptedLinear(plain, site, context))  # type: ignore[arg-type]

@@ -1,0 +1,194 @@
+"""The engine's nouns: a request and its events, the sequence it becomes, and segments packed into a batch."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Literal
+
+from cdvft.linear import BankSlice
+from torch import Tensor
+
+from cdvft_server.engine.bank import Placement
+from cdvft_server.engine.kv import Span
+from cdvft_server.engine.pool import Lease
+
+__all__ = [
+    "Batch",
+    "Event",
+    "Failed",
+    "FinishReason",
+    "Finished",
+    "Request",
+    "SamplingParams",
+    "Scores",
+    "Segment",
+    "Sequence",
+    "Token",
+]
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How one request picks its tokens. `temperature` 0 is greedy, `top_k` 0 and `top_p` 1 keep every token.
+
+    `stop_token_ids` end the sequence like the base's own EOS ids; `ignore_eos` disables the latter only.
+    """
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+    stop_token_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token; `position` counts from 0 in the answer. The token that ends a sequence is not sent."""
+
+    request_id: str
+    token: int
+    position: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Terminal: the head's outputs, one for each label, in fp32."""
+
+    request_id: str
+    logits: list[float]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Terminal: "stop" (EOS or a stop id), "length" (max_tokens), or "cancelled" (also a request with a head)."""
+
+    request_id: str
+    reason: FinishReason
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Terminal: this request's own forward, sampling or head failed."""
+
+    request_id: str
+    error: Exception
+
+
+Event = Token | Scores | Finished | Failed
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What the engine is asked: generate (`sampling`) or, where that is None, score with the lease's head.
+
+    `deliver` is called on the engine thread: Tokens, then exactly one terminal event. `lease` None is the base;
+    once `Engine.submit` has returned, the engine owns the lease and releases it before the terminal event.
+    """
+
+    id: str
+    ids: list[int]
+    deliver: Callable[[Event], None]
+    type_ids: list[int] | None = None
+    lease: Lease | None = None
+    sampling: SamplingParams | None = None
+
+
+@dataclass(eq=False)
+class Sequence:
+    """A request on its way: `tokens` (prompt, then answer) of which the first `computed` went through the model."""
+
+    request: Request
+    tokens: list[int] = field(init=False)
+    computed: int = 0
+    span: Span | None = None
+    pooled: Tensor | None = None  # [hidden] fp32, what the head sees; a sum until the last chunk for mean pooling
+    cancelled: bool = False
+    ended: bool = False
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.request.ids)
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that have not gone through the model: the rest of a prompt, or the one token of a decode step."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - len(self.request.ids)
+
+    @property
+    def need(self) -> int:
+        """KV tokens, known at admission."""
+        return len(self.request.ids) + (self.request.sampling.max_tokens if self.request.sampling else 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """One sequence's share of a batch: packed tokens `[start, stop)` are its tokens `[past, past + length)`."""
+
+    sequence: Sequence
+    start: int
+    length: int
+    past: int
+    placement: Placement | None
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.length
+
+    @property
+    def completes(self) -> bool:
+        """Whether the sequence has no token left after this segment."""
+        return self.past + self.length == len(self.sequence.tokens)
+
+    @property
+    def ids(self) -> list[int]:
+        return self.sequence.tokens[self.past : self.past + self.length]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Segments packed without padding, each bank's tokens contiguous, the base's first."""
+
+    segments: list[Segment]
+    slices: list[BankSlice]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.segments[-1].stop
+
+    @property
+    def sampled(self) -> list[Segment]:
+        """Segments whose last token's logits pick the next token; ask before the step advances."""
+        return [s for s in self.segments if s.completes and s.sequence.request.sampling is not None]
+
+    @staticmethod
+    def pack(shares: Iterable[tuple[Sequence, int, Placement | None]]) -> "Batch":
+        """Order (sequence, number of its next tokens, where its adapter sits) by bank and row, and lay them out."""
+        segments, start = [], 0
+        for sequence, length, placement in sorted(shares, key=lambda share: _order(share[2])):
+            segments.append(Segment(sequence, start, length, sequence.computed, placement))
+            start += length
+        grouped = groupby(segments, key=lambda segment: segment.placement and segment.placement.bank)
+        return Batch(segments, [_slice(list(own)) for bank, own in grouped if bank is not None])
+
+    def alone(self) -> "list[Batch]":
+        """The same work, each segment by itself."""
+        return [Batch.pack([(s.sequence, s.length, s.placement)]) for s in self.segments]
+
+
+def _order(placement: Placement | None) -> tuple[int, int]:
+    return (-1, 0) if placement is None else (placement.bank.number, placement.row)
+
+
+def _slice(segments: list[Segment]) -> BankSlice:
+    """All segments of one bank; neighbours with one adapter become one run."""
+    placed = [(s.placement, s.length) for s in segments if s.placement is not None]
+    bank = placed[0][0].bank
+    runs = [(row, sum(n for _, n in own)) for row, own in groupby(placed, key=lambda pair: pair[0].row)]
+    return BankSlice(segments[0].start, segments[-1].stop, bank.method, bank.tables, bank.layouts, runs)

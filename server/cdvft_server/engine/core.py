@@ -1,0 +1,145 @@
+"""What the engine thread does: `schedule -> run -> advance`. Knows no threads; one caller at a time.
+
+What fails in a request (its forward, its sampling, its head, its delivery) ends that request alone. Its lease and its
+KV span are given back before its terminal event is delivered.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from cdvft.backbone import Backbone
+
+from cdvft_server.engine.batch import Batch, Event, Failed, Finished, FinishReason, Request, Scores, Sequence, Token
+from cdvft_server.engine.pool import AdapterPool
+from cdvft_server.engine.runners import Output, Runner
+from cdvft_server.engine.sampling import sample_rows
+from cdvft_server.engine.scheduler import Scheduler
+from cdvft_server.engine.scoring import accumulate, score
+
+__all__ = ["Core", "Counters"]
+
+
+@dataclass
+class Counters:
+    """Since the start; `tokens` went through the model, `generated` were delivered, `retried` are failed batches."""
+
+    batches: int = 0
+    tokens: int = 0
+    generated: int = 0
+    finished: int = 0
+    failed: int = 0
+    retried: int = 0
+
+
+class Core:
+    """`forget(request_id)` is called as a request ends, before its last event."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        pool: AdapterPool,
+        runner: Runner,
+        scheduler: Scheduler,
+        forget: Callable[[str], None],
+    ) -> None:
+        self.backbone, self.pool, self.runner, self.scheduler = backbone, pool, runner, scheduler
+        self.counters = Counters()
+        self._forget = forget
+
+    def step(self) -> None:
+        """One packed forward pass and what follows from it. Needs work."""
+        batch = self._schedule()
+        for own, output in self._run(batch):
+            self._advance(own, output)
+
+    def finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        self._end(sequence, Finished(sequence.request.id, reason))
+
+    def fail(self, sequence: Sequence, error: Exception) -> None:
+        self._end(sequence, Failed(sequence.request.id, error))
+
+    def _schedule(self) -> Batch:
+        shares = self.scheduler.schedule()
+        if not shares:
+            raise RuntimeError("there is work, but nothing of it fits a batch")
+        placements = self.pool.placements([sequence.request.lease for sequence, _ in shares])
+        return Batch.pack((*share, placement) for share, placement in zip(shares, placements, strict=True))
+
+    def _run(self, batch: Batch) -> list[tuple[Batch, Output]]:
+        """The batch's output; if it fails, each segment's by itself, so that only the culprit ends."""
+        self.counters.batches += 1
+        self.counters.tokens += batch.num_tokens
+        try:
+            return [(batch, self.runner.run(batch))]
+        except Exception as error:
+            if len(batch.segments) == 1:
+                self.fail(batch.segments[0].sequence, error)
+                return []
+        self.counters.retried += 1
+        return [result for own in batch.alone() for result in self._run(own)]
+
+    def _advance(self, batch: Batch, output: Output) -> None:
+        sampled = [segment.sequence for segment in batch.sampled]
+        scored = [segment for segment in batch.segments if segment.sequence.request.sampling is None]
+        for segment in batch.segments:
+            segment.sequence.computed += segment.length
+        if output.logits is not None:
+            self._sample(sampled, output.logits)
+        for segment in scored:
+            accumulate(segment, output.hidden[segment.start : segment.stop])
+        self._score([segment.sequence for segment in scored if segment.completes])
+
+    def _sample(self, sequences: list[Sequence], logits: torch.Tensor) -> None:
+        params = [s.request.sampling for s in sequences if s.request.sampling is not None]
+        tokens = sample_rows(logits, params, [s.generated for s in sequences])
+        for sequence, token in zip(sequences, tokens, strict=True):
+            if isinstance(token, Exception):
+                self.fail(sequence, token)
+            else:
+                self._append(sequence, token)
+
+    def _append(self, sequence: Sequence, token: int) -> None:
+        request, sampling = sequence.request, sequence.request.sampling
+        if sampling is None:
+            raise RuntimeError(f"request {request.id} does not generate")
+        if token in sampling.stop_token_ids or (token in self.backbone.eos_ids and not sampling.ignore_eos):
+            self.finish(sequence, "stop")
+            return
+        sequence.tokens.append(token)
+        self.counters.generated += 1
+        if not _deliver(request, Token(request.id, token, sequence.generated - 1)):
+            self.finish(sequence, "cancelled")
+        elif sequence.generated == sampling.max_tokens:
+            self.finish(sequence, "length")
+
+    def _score(self, sequences: list[Sequence]) -> None:
+        for sequence, logits in zip(sequences, score(sequences, self.backbone.pooler), strict=True):
+            if isinstance(logits, Exception):
+                self.fail(sequence, logits)
+            else:
+                self._end(sequence, Scores(sequence.request.id, logits))
+
+    def _end(self, sequence: Sequence, event: Event) -> None:
+        """Give everything back, once, then deliver the terminal event."""
+        if sequence.ended:
+            return
+        sequence.ended = True
+        self.scheduler.remove(sequence)
+        self._forget(sequence.request.id)
+        if sequence.request.lease is not None:
+            sequence.request.lease.release()
+        if isinstance(event, Failed):
+            self.counters.failed += 1
+        else:
+            self.counters.finished += 1
+        _deliver(sequence.request, event)
+
+
+def _deliver(request: Request, event: Event) -> bool:
+    """Whether the listener took it. Its faults are its own, of whatever kind: this thread serves the others."""
+    try:
+        request.deliver(event)
+    except BaseException:
+        return False
+    return True

@@ -1,0 +1,221 @@
+"""The engine: one thread that steps while there is work. Knows no HTTP, no asyncio, no text.
+
+A request is refused at `submit` or gets exactly one terminal event, on cancel, failure and shutdown too.
+"""
+
+import threading
+import time
+from collections.abc import Sequence as AbstractSequence
+from dataclasses import asdict, dataclass
+
+import torch
+from cdvft.backbone import Backbone
+from cdvft.linear import AdapterContext, adapt
+from cdvft.prepared import PreparedAdapter
+
+from cdvft_server.engine.admission import Draining, Limits, QueueFull, RequestRefused
+from cdvft_server.engine.allowlist import refuse_unsupported
+from cdvft_server.engine.attention import ATTENTION
+from cdvft_server.engine.batch import Request, Sequence
+from cdvft_server.engine.core import Core, Counters
+from cdvft_server.engine.kv import KvArena
+from cdvft_server.engine.pool import AdapterPool
+from cdvft_server.engine.proof import probe_adapter, prove_packing
+from cdvft_server.engine.runners import Runner, kv_arena, kv_shape
+from cdvft_server.engine.scheduler import Scheduler
+
+__all__ = ["Engine", "EngineConfig", "EngineStats"]
+
+KV_BYTES = 1 << 30  # default memory for keys and values on the CPU
+KV_SHARE = 0.4  # and on an accelerator: of what is free
+KV_CONTEXTS = 64  # but never more than this many whole contexts by default
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """`context_length` None: the base's longest input. `kv_tokens` None: what 1 GiB holds on the CPU (40% of the free
+    memory on an accelerator), at most 64 contexts; a context longer than the arena is served up to the arena's size."""
+
+    max_batch_tokens: int = 2048
+    context_length: int | None = None
+    kv_tokens: int | None = None
+    max_queue: int = 1024
+
+
+@dataclass
+class EngineStats(Counters):
+    """Gauges beside the counters. Encoders have no KV: both sizes are 0."""
+
+    waiting: int = 0
+    running: int = 0
+    kv_tokens_used: int = 0
+    kv_tokens_total: int = 0
+
+
+class Engine:
+    """Serves one backbone. `submit`, `cancel`, `probe`, `stats` and `stop` may be called from any thread."""
+
+    def __init__(self, backbone: Backbone, pool: AdapterPool, config: EngineConfig | None = None) -> None:
+        """Adapts the backbone's layers in place. Raises UnsupportedBase where the allow-list refuses its config."""
+        self.config = config or EngineConfig()
+        self.backbone = backbone
+        self._arena = _arena(backbone, self.config)
+        self.context_length = _context_length(backbone, self.config, self._arena)
+        refuse_unsupported(backbone, self.context_length)
+        self._context = AdapterContext()
+        adapt(backbone.model, backbone.info.sites, self._context)
+        backbone.model.config._attn_implementation = ATTENTION
+        self._limits = _limits(backbone, self.context_length)
+        self._scheduler = Scheduler(self._arena, self.config.max_batch_tokens)
+        self._core = Core(backbone, pool, Runner(backbone, self._context, self._arena), self._scheduler, self._forget)
+        self._changed = threading.Condition()  # guards what follows
+        self._live: dict[str, Sequence] = {}
+        self._arrivals: list[Sequence] = []
+        self._cancelled: list[Sequence] = []
+        self._deadline: float | None = None  # monotonic seconds; set once the engine drains
+        self._thread: threading.Thread | None = None
+        self._proven = False
+
+    def prove(self) -> None:
+        """Compare the packed with the plain forward on a seeded probe. Raises UnsupportedBase. Before `start`."""
+        prove_packing(self.backbone, self._context, self.context_length)
+        self._proven = True
+
+    def start(self) -> None:
+        """Start the thread; proves the base first if nobody did."""
+        if not self._proven:
+            self.prove()
+        with self._changed:
+            if self._thread is not None or self._deadline is not None:
+                raise RuntimeError("an engine starts once")
+            self._thread = threading.Thread(target=self._serve, name="cdvft-engine", daemon=True)
+            self._thread.start()
+
+    def submit(self, requests: AbstractSequence[Request]) -> None:
+        """Queue all or none; from then on the engine owns their leases. Raises RequestRefused, QueueFull, Draining."""
+        for request in requests:
+            self._limits.check(request)
+        with self._changed:
+            if self._deadline is not None:
+                raise Draining("the server is shutting down and takes no new requests")
+            self._check_ownership(requests)
+            if self._waiting + len(requests) > self.config.max_queue:
+                raise QueueFull(f"{self._waiting} requests wait, {len(requests)} more exceed {self.config.max_queue}")
+            for request in requests:
+                if request.lease is not None:
+                    request.lease.claimed = True
+                self._live[request.id] = Sequence(request)
+                self._arrivals.append(self._live[request.id])
+            self._changed.notify_all()
+
+    def cancel(self, request_id: str) -> None:
+        """End a request with Finished("cancelled") before its next step; does nothing for one that is not there."""
+        with self._changed:
+            sequence = self._live.get(request_id)
+            if sequence is not None:
+                self._cancelled.append(sequence)
+                self._changed.notify_all()
+
+    def stop(self, drain_seconds: float = 0.0) -> None:
+        """Take nothing new, finish what was accepted until the deadline, cancel the rest; returns when that is done."""
+        with self._changed:
+            deadline = time.monotonic() + drain_seconds
+            self._deadline = deadline if self._deadline is None else min(deadline, self._deadline)
+            thread = self._thread
+            self._changed.notify_all()
+        if thread is None:
+            self._cancel_rest()
+        elif thread is not threading.current_thread():
+            thread.join()
+
+    def probe(self, prepared: PreparedAdapter) -> None:
+        """One forward pass with this adapter in the caller's thread, outside the pool. Raises InvalidAdapter."""
+        probe_adapter(self.backbone, self._context, prepared, self.context_length)
+
+    def stats(self) -> EngineStats:
+        with self._changed:
+            return EngineStats(
+                **asdict(self._core.counters),
+                waiting=self._waiting,
+                running=max(len(self._live) - self._waiting, 0),
+                kv_tokens_used=self._arena.used if self._arena else 0,
+                kv_tokens_total=self._arena.size if self._arena else 0,
+            )
+
+    @property
+    def _waiting(self) -> int:
+        return len(self._arrivals) + len(self._scheduler.waiting)
+
+    def _check_ownership(self, requests: AbstractSequence[Request]) -> None:
+        """Ids are unique among live requests, and every lease belongs to one request."""
+        ids, leases = set(self._live), set()
+        for request in requests:
+            if request.id in ids:
+                raise RequestRefused(request.id, "id", f"a request with id {request.id!r} is in flight already")
+            ids.add(request.id)
+            lease = request.lease
+            if lease is not None:
+                if lease.claimed or lease in leases:
+                    raise RequestRefused(request.id, "lease", "the lease belongs to another request; each has its own")
+                leases.add(lease)
+
+    # on the engine thread
+
+    def _serve(self) -> None:
+        while self._take_orders():
+            try:
+                if self._scheduler.has_work:
+                    self._core.step()
+            except Exception as error:  # a fault of the engine's own: everyone in it must hear of it
+                for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
+                    self._core.fail(sequence, error)
+        self._cancel_rest()
+
+    def _take_orders(self) -> bool:
+        """Wait until there is something to do; let arrivals in and cancelled requests out. False: stop serving."""
+        with self._changed:
+            while not (self._arrivals or self._cancelled or self._scheduler.has_work or self._deadline is not None):
+                self._changed.wait()
+            for sequence in self._arrivals:
+                self._scheduler.add(sequence)
+            cancelled = self._cancelled
+            self._arrivals, self._cancelled = [], []
+            deadline = self._deadline
+        for sequence in cancelled:
+            self._core.finish(sequence, "cancelled")
+        return deadline is None or (self._scheduler.has_work and time.monotonic() < deadline)
+
+    def _cancel_rest(self) -> None:
+        with self._changed:
+            rest = list(self._live.values())
+        for sequence in rest:
+            self._core.finish(sequence, "cancelled")
+
+    def _forget(self, request_id: str) -> None:
+        with self._changed:
+            del self._live[request_id]
+
+
+def _limits(backbone: Backbone, context_length: int) -> Limits:
+    config = backbone.config
+    types = getattr(config, "type_vocab_size", 0)
+    return Limits(backbone.info.family.kind, config.vocab_size, types, context_length)
+
+
+def _context_length(backbone: Backbone, config: EngineConfig, arena: KvArena | None) -> int:
+    longest = backbone.info.max_length
+    if config.context_length is not None and not 1 <= config.context_length <= longest:
+        raise ValueError(f"context_length must be from 1 to the base's {longest}, it is {config.context_length}")
+    served = config.context_length or longest
+    return served if arena is None else min(served, arena.size)
+
+
+def _arena(backbone: Backbone, config: EngineConfig) -> KvArena | None:
+    """`kv_tokens`, or what the default memory holds (see EngineConfig)."""
+    if config.kv_tokens is not None:
+        return kv_arena(backbone, config.kv_tokens)
+    memory = KV_BYTES
+    if backbone.device.type == "cuda":
+        memory = int(torch.cuda.mem_get_info(backbone.device)[0] * KV_SHARE)
+    fitting = memory // KvArena.token_bytes(dtype=backbone.dtype, **kv_shape(backbone))
+    return kv_arena(backbone, min(fitting, KV_CONTEXTS * (config.context_length or backbone.info.max_length)))

@@ -1,0 +1,305 @@
+"""Which adapter sits in which bank row: leases, reference counts, a byte budget, growth, eviction of idle adapters.
+
+Thread-safe. `_lock` guards the books and is held for microseconds only: the engine thread takes it for every batch.
+`_placing` lets one thread at a time move bytes (new rows, growing, shrinking) while batches go on reading.
+
+A row is overwritten only when nobody holds a lease on it, and the engine releases a lease only after the last batch
+that reads the row has run. Row 0 is never handed out.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from cdvft.heads import HeadSpec
+from cdvft.methods.base import Tensors
+from cdvft.prepared import PreparedAdapter
+
+from cdvft_server.engine.bank import Bank, Placement
+
+__all__ = ["AdapterPool", "Head", "Lease", "PoolFull", "PoolStats"]
+
+FIRST_ROWS = 8
+
+
+class PoolFull(RuntimeError):
+    """The budget holds no room for this adapter: everything else in it is in use."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """An adapter's classifier on the device."""
+
+    spec: HeadSpec
+    tensors: Tensors
+
+
+@dataclass(frozen=True)
+class PoolStats:
+    """`bytes_used` counts whole banks (free rows and row 0 too) and heads; it never exceeds `budget_bytes`."""
+
+    adapters: int
+    leased: int
+    banks: int
+    rows: int
+    bytes_used: int
+    budget_bytes: int
+    placed: int
+    evicted: int
+
+
+@dataclass(eq=False)
+class _Resident:
+    digest: str
+    bank: Bank
+    row: int
+    head: Head | None
+    head_bytes: int
+    leases: int = 0
+    doomed: bool = False
+
+    @property
+    def placement(self) -> Placement:
+        return Placement(self.bank.view, self.row)
+
+
+class Lease:
+    """A promise that the adapter stays on the device. `head` is None for an lm adapter; `mode` is how it is applied."""
+
+    mode = "fft"
+
+    def __init__(self, pool: "AdapterPool", resident: _Resident) -> None:
+        self._pool, self._resident = pool, resident
+        self.digest = resident.digest
+        self.head = resident.head
+        self.claimed = False  # by the engine: one lease, one request
+        self.released = False
+
+    def release(self) -> None:
+        """Give the promise back; calling it again does nothing."""
+        self._pool._release(self)
+
+
+@dataclass(eq=False)
+class _Books:
+    """Everything that `_lock` guards."""
+
+    residents: dict[str, _Resident] = field(default_factory=dict)
+    banks: dict[Hashable, Bank] = field(default_factory=dict)
+    idle: dict[Bank, "OrderedDict[str, _Resident]"] = field(default_factory=dict)  # least recently used first
+    head_bytes: int = 0
+    placed: int = 0
+    evicted: int = 0
+
+    @property
+    def bytes_used(self) -> int:
+        return self.head_bytes + sum(bank.nbytes for bank in self.banks.values())
+
+    def drop(self, resident: _Resident) -> None:
+        del self.residents[resident.digest]
+        self.idle[resident.bank].pop(resident.digest, None)
+        resident.bank.give_row(resident.row)
+        self.head_bytes -= resident.head_bytes
+
+
+class AdapterPool:
+    """All adapters on one device. `budget_bytes` bounds banks and heads together.
+
+    Bytes are made for a new adapter by, in this order: growing its bank (doubling), taking back free rows of banks,
+    evicting the least recently used idle adapter: of its own bank, unless a larger bank has idle ones, which then gives
+    up an eighth of its rows. While a bank is resized, one site's tables exist twice.
+    """
+
+    def __init__(self, device: torch.device | str, budget_bytes: int) -> None:
+        self._device = torch.device(device)
+        self._budget = budget_bytes
+        self._lock = threading.Lock()
+        self._placing = threading.Lock()
+        self._books = _Books()
+        self._numbers = 0
+
+    def acquire(self, digest: str) -> Lease | None:
+        """A lease if the adapter is resident; None where it must be placed (first)."""
+        with self._lock:
+            resident = self._books.residents.get(digest)
+            return None if resident is None or resident.doomed else self._lease(resident)
+
+    def place(self, prepared: PreparedAdapter) -> Lease:
+        """Make the adapter resident and lease it. Raises PoolFull."""
+        with self._placing:
+            with self._lock:
+                resident = self._books.residents.get(prepared.digest)
+                if resident is not None:
+                    resident.doomed = False
+                    return self._lease(resident)
+            bank = self._bank_of(prepared)
+            try:
+                self._make_room(bank, prepared)
+                return self._write(bank, prepared)
+            finally:
+                self._remove_if_empty(bank)
+
+    def discard(self, digest: str) -> None:
+        """Forget the adapter as soon as nobody leases it; from now on it counts as not resident."""
+        with self._lock:
+            resident = self._books.residents.get(digest)
+            if resident is not None:
+                resident.doomed = True
+                if resident.leases == 0:
+                    self._books.drop(resident)
+
+    def is_resident(self, digest: str) -> bool:
+        with self._lock:
+            resident = self._books.residents.get(digest)
+            return resident is not None and not resident.doomed
+
+    def placements(self, leases: Sequence[Lease | None]) -> list[Placement | None]:
+        """Where the leased adapters sit now: good for one batch, as long as the leases are held."""
+        with self._lock:
+            return [None if lease is None else lease._resident.placement for lease in leases]
+
+    def stats(self) -> PoolStats:
+        with self._lock:
+            books = self._books
+            return PoolStats(
+                adapters=len(books.residents),
+                leased=sum(r.leases > 0 for r in books.residents.values()),
+                banks=len(books.banks),
+                rows=sum(bank.capacity for bank in books.banks.values()),
+                bytes_used=books.bytes_used,
+                budget_bytes=self._budget,
+                placed=books.placed,
+                evicted=books.evicted,
+            )
+
+    def _lease(self, resident: _Resident) -> Lease:
+        resident.leases += 1
+        self._books.idle[resident.bank].pop(resident.digest, None)
+        return Lease(self, resident)
+
+    def _release(self, lease: Lease) -> None:
+        with self._lock:
+            if lease.released:
+                return
+            lease.released = True
+            resident = lease._resident
+            resident.leases -= 1
+            if resident.leases == 0:
+                if resident.doomed:
+                    self._books.drop(resident)
+                else:
+                    self._books.idle[resident.bank][resident.digest] = resident
+
+    def _bank_of(self, prepared: PreparedAdapter) -> Bank:
+        with self._lock:
+            bank = self._books.banks.get(prepared.signature)
+            if bank is None:
+                self._numbers += 1
+                bank = Bank(self._numbers, prepared, self._device)
+                self._books.banks[prepared.signature] = bank
+                self._books.idle[bank] = OrderedDict()
+            return bank
+
+    def _remove_if_empty(self, bank: Bank) -> None:
+        with self._lock:
+            if bank.capacity == 0:
+                self._books.banks = {key: own for key, own in self._books.banks.items() if own is not bank}
+                self._books.idle.pop(bank, None)
+
+    def _write(self, bank: Bank, prepared: PreparedAdapter) -> Lease:
+        with self._lock:
+            row = bank.take_row()
+        try:
+            bank.write_row(row, prepared.tables)
+            head = None if prepared.head is None else Head(prepared.head, _moved(prepared.head_tensors, self._device))
+        except BaseException:
+            with self._lock:
+                bank.give_row(row)
+            raise
+        with self._lock:
+            resident = _Resident(prepared.digest, bank, row, head, prepared.head_nbytes)
+            self._books.residents[prepared.digest] = resident
+            self._books.head_bytes += prepared.head_nbytes
+            self._books.placed += 1
+            return self._lease(resident)
+
+    def _make_room(self, bank: Bank, prepared: PreparedAdapter) -> None:
+        """Until the bank has a free row and the budget room for the head."""
+        while True:
+            with self._lock:
+                spare = self._budget - self._books.bytes_used - prepared.head_nbytes
+                missing = (0 if bank.free else _smallest_growth(bank)) * bank.row_bytes - spare
+                if bank.free and missing <= 0:
+                    return
+                rows = _growth(bank, spare) if missing <= 0 else 0
+            if rows:
+                bank.resize_tables(bank.capacity + rows)
+                with self._lock:
+                    bank.add_rows(rows)
+            elif not self._shrink_some(bank, missing) and not self._evict_some(bank):
+                raise PoolFull(
+                    f"no room for adapter {prepared.digest} of {prepared.nbytes + prepared.head_nbytes} bytes: "
+                    f"the adapter memory has {self._budget} bytes and every other adapter in it is in use"
+                )
+
+    def _shrink_some(self, bank: Bank, missing: int) -> bool:
+        """Take back one bank's free rows, those worth most, if free rows alone make the missing bytes."""
+        with self._lock:
+            slack = {own: self._slack_rows(own, bank) for own in self._books.banks.values()}
+            best = max(slack, key=lambda own: slack[own] * own.row_bytes)
+            enough = sum(rows * own.row_bytes for own, rows in slack.items()) >= missing
+        if not enough:
+            return False
+        self._shrink(best, best.capacity - slack[best])
+        return True
+
+    def _slack_rows(self, bank: Bank, wanted: Bank) -> int:
+        if bank is wanted:  # it keeps one free row
+            return max(len(bank.free) - 1, 0)
+        return len(bank.free) if bank.occupied else bank.capacity
+
+    def _shrink(self, bank: Bank, capacity: int) -> None:
+        with self._lock:
+            bank.cut_rows(capacity)
+            high = [r for r in self._books.residents.values() if r.bank is bank and r.row >= capacity]
+            moves = [(resident, bank.take_row()) for resident in high]
+        for resident, row in moves:
+            bank.copy_row(resident.row, row)
+        with self._lock:
+            for resident, row in moves:
+                if self._books.residents.get(resident.digest) is resident:
+                    resident.row = row
+                else:
+                    bank.give_row(row)
+        bank.resize_tables(capacity)
+        self._remove_if_empty(bank)
+
+    def _evict_some(self, bank: Bank) -> bool:
+        with self._lock:
+            candidates = [own for own, idle in self._books.idle.items() if idle]
+            if not candidates:
+                return False
+            largest = max(candidates, key=lambda own: own.nbytes)
+            own_turn = bool(self._books.idle[bank]) and bank.nbytes >= largest.nbytes
+            victim, count = (bank, 1) if own_turn else (largest, max(1, largest.occupied // 8))
+            for resident in list(self._books.idle[victim].values())[:count]:
+                self._books.drop(resident)
+                self._books.evicted += 1
+            return True
+
+
+def _smallest_growth(bank: Bank) -> int:
+    """Rows: a new bank starts with row 0 and one more."""
+    return 1 if bank.capacity else 2
+
+
+def _growth(bank: Bank, spare: int) -> int:
+    """Rows to add: doubling, but near the budget half of what is left, so that other banks find some."""
+    return min(max(bank.capacity, FIRST_ROWS), max(spare // bank.row_bytes // 2, _smallest_growth(bank)))
+
+
+def _moved(tensors: Mapping[str, torch.Tensor], device: torch.device) -> Tensors:
+    """Copies: the pool's bytes are its own, whatever the caller does with theirs."""
+    return {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}
