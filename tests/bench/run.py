@@ -59,7 +59,10 @@ class Served:
     def _place_head_alone(self) -> str:
         """A head without vectors: the base's own cost of a classification."""
         prepared = prepare_adapter(random_adapter(self.backbone.info, 999, "classification"))
-        bare = replace(prepared, digest="head alone", tables={}, layouts={}, signature="head alone", nbytes=0)
+        tables = {"no site": {"unused": torch.zeros(1)}}
+        bare = replace(
+            prepared, digest="head alone", tables=tables, layouts={"no site": None}, signature="head alone", nbytes=4
+        )
         self.pool.place(bare).release()
         return bare.digest
 
