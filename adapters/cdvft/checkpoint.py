@@ -94,11 +94,13 @@ def make_adapter(
     for site, options in sorted(spec.sites.items()):
         if base.sites.get(site.name) != site:
             raise InvalidAdapter(f"the base {base.name} has no linear layer {site.name} [{site.d_out}, {site.d_in}]")
-        own[site.name] = {name: _own(tensor) for name, tensor in sorted(tensors.get(site.name, {}).items())}
+        own[site.name] = {
+            name: _own(f"{site.name}.{name}", tensor) for name, tensor in sorted(tensors.get(site.name, {}).items())
+        }
         _check_site(method, site, options, own[site.name])
     for name in tensors.keys() - own.keys():
         raise InvalidAdapter(f"tensors for {name}, which is not among the adapter's sites")
-    own_head = {name: _own(tensor) for name, tensor in sorted(head.items())}
+    own_head = {name: _own(name, tensor) for name, tensor in sorted(head.items())}
     return Adapter(spec, own, own_head, adapter_digest(spec, own, own_head), base_verified)
 
 
@@ -125,8 +127,11 @@ def adapter_files(adapter: Adapter, base: BaseInfo, extra: Mapping[str, Any] | N
     return AdapterFiles(text.encode(), write_tensors(tensors), template)
 
 
-def _own(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", torch.float32).contiguous()
+def _own(name: str, tensor: Tensor) -> Tensor:
+    own = tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
+    if not bool(torch.isfinite(own).all()):
+        raise InvalidAdapter(f"{WEIGHTS_NAME}: {name} has NaN or infinite values in fp32")
+    return own
 
 
 def _check_site(method: Method[Any], site: Site, options: Any, tensors: Mapping[str, Tensor]) -> None:

@@ -1,5 +1,6 @@
 """An adapter's head as checkpoints carry it: tensors, `head`, `labels`, `problem_type`, `task_type`, `max_length`."""
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ __all__ = ["HEAD_MODULES", "HeadReading", "head_config", "read_head"]
 
 HEAD_MODULES = ("classifier", "score")
 POOLINGS = ("mean", "first", "last")
-TASKS = {"CAUSAL_LM": "lm", "SEQ_CLS": "classes"}
+TASK_TYPES = ("CAUSAL_LM", "SEQ_CLS")
 SINGLE, REGRESSION = "single_label_classification", "regression"
 
 
@@ -67,9 +68,9 @@ def head_config(spec: AdapterSpec) -> dict[str, Any]:
 
 def _check_task_type(config: Mapping[str, Any], has_head: bool, base: BaseInfo) -> None:
     task_type = config.get("task_type")
-    if task_type is not None and task_type not in TASKS:
+    if task_type is not None and task_type not in TASK_TYPES:
         raise InvalidAdapter(
-            f"{CONFIG_NAME}: task_type {task_type!r} is not served; served: {', '.join(TASKS)} or null"
+            f"{CONFIG_NAME}: task_type {task_type!r} is not served; served: {', '.join(TASK_TYPES)} or null"
         )
     if task_type == "SEQ_CLS" and not has_head:
         raise InvalidAdapter(
@@ -173,7 +174,7 @@ def _labels(stated: Any, form: Sequence[str] | None, outputs: int, regression: b
         raise InvalidAdapter(f"{where} are {len(labels)}, the head has {outputs} outputs")
     seen: set[str] = set()
     for label in labels:
-        if not label.strip() or not label.isprintable():
+        if not label.strip() or any(unicodedata.category(char) in ("Cc", "Cs") for char in label):
             raise InvalidAdapter(f"{where} have {label!r}: empty or with control characters")
         if label in seen:
             raise InvalidAdapter(f"{where} have {label!r} twice")

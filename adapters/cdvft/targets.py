@@ -31,7 +31,7 @@ def targeted_sites(config: Mapping[str, Any], base: BaseInfo) -> set[Site]:
         paths = [site.name, *(prefix + site.name for prefix in base.family.prefixes)]
         if not _matches(target, paths, "target_modules") or _matches(exclude, paths, "exclude_modules"):
             continue
-        if layers is not None and target != ALL_LINEAR and layer_index(paths, patterns) not in layers:
+        if layers is not None and layer_index(paths, patterns) not in layers:
             continue
         selected.add(site)
     return selected
@@ -51,7 +51,7 @@ def target_names(sites: Iterable[Site], base: BaseInfo) -> list[str]:
 
 def _matches(target: str | frozenset[str], paths: list[str], key: str) -> bool:
     if isinstance(target, str):
-        if key == "target_modules" and target == ALL_LINEAR:
+        if key == "target_modules" and target.lower() == ALL_LINEAR:
             return True
         return bool(target) and full_match(target, paths, key)
     return any(end in target for path in paths for end in _endings(path))

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from cdvft.backbone import Backbone, load_backbone
+
 from tests.tiny import tiny_bert, tiny_llama, tiny_roberta
 
 torch.set_num_threads(1)

@@ -4,9 +4,6 @@ import json
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from cdvft.adapter import AdapterSpec
 from cdvft.baseinfo import BaseInfo
 from cdvft.checkpoint import adapter_files, make_adapter, read_adapter
@@ -15,6 +12,8 @@ from cdvft.methods import METHODS, Method
 from cdvft.prepared import prepare_adapter
 from cdvft.selftest import probe_sites
 from cdvft.site import Site
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 
 @st.composite

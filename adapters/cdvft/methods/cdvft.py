@@ -25,6 +25,7 @@ Convention = Literal["first_col", "first_row"]
 Grid = Literal["rect", "square"]
 Padding = Literal["zero", "cyclic"]
 MAX_FACTORS = 16
+MAX_SITES = 4096
 
 
 @dataclass(frozen=True)
@@ -283,8 +284,10 @@ def _choice(config: Mapping[str, Any], key: str, choices: tuple[Any, ...]) -> An
 def _check_site_shape(shapes: object, site: Site) -> None:
     if shapes is None:
         return
-    if not isinstance(shapes, dict):
-        raise InvalidAdapter("adapter_config.json: site_shapes must map module names to [d_out, d_in]")
+    if not isinstance(shapes, dict) or len(shapes) > MAX_SITES:
+        raise InvalidAdapter(
+            f"adapter_config.json: site_shapes must map module names to [d_out, d_in], at most {MAX_SITES} of them"
+        )
     for name, shape in shapes.items():
         if _names_site(name, site.name) and shape != [site.d_out, site.d_in]:
             raise InvalidAdapter(
