@@ -106,7 +106,6 @@ class Sequence:
     computed: int = 0
     span: Span | None = None
     pooled: Tensor | None = None  # [hidden] fp32, what the head sees; a sum until the last chunk for mean pooling
-    cancelled: bool = False
     ended: bool = False
 
     def __post_init__(self) -> None:

@@ -38,7 +38,7 @@ def prove_packing(backbone: Backbone, context: AdapterContext, context_length: i
     tolerance = TOLERANCE[backbone.dtype]
     if not worst <= tolerance:  # NaN fails too
         raise UnsupportedBase(
-            f"{backbone.info.name}: packed and plain forward differ by {worst:.2g} (relative; {tolerance:g} is allowed) "
+            f"{backbone.info.name}: packed and plain forward differ by {worst:.2g} (relative; allowed: {tolerance:g}) "
             f"on segments of {', '.join(map(str, lengths))} tokens: this model cannot be served"
         )
 

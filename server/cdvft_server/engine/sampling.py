@@ -40,10 +40,10 @@ def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
     cut = 0 < params.top_k < len(weights)
     if not cut and params.top_p >= 1:
         return weights
-    ranked, ids = torch.sort(scaled, descending=True, stable=True)
+    ids = torch.sort(logits, descending=True, stable=True).indices
     kept = params.top_k if cut else len(weights)
     if params.top_p < 1:
-        reached = torch.softmax(ranked[:kept], dim=-1).cumsum(-1)
+        reached = torch.softmax(scaled[ids[:kept]], dim=-1).cumsum(-1)
         kept = min(kept, int((reached < params.top_p).sum()) + 1)
     return torch.zeros_like(weights).index_copy_(0, ids[:kept], weights[ids[:kept]])
 
