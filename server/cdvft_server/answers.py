@@ -1,0 +1,173 @@
+"""What responses say, field by field: the OpenAPI document is made from these."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+__all__ = [
+    "AdapterBody",
+    "AdapterDetails",
+    "AdapterList",
+    "Chat",
+    "ChatChoice",
+    "ChatMessage",
+    "Classification",
+    "Completion",
+    "CompletionChoice",
+    "Deleted",
+    "ErrorBody",
+    "LabelScore",
+    "ModelBody",
+    "ModelList",
+    "Row",
+    "SelfTest",
+    "Usage",
+]
+
+FinishReason = Literal["stop", "length", "cancelled"]
+Mode = Literal["base", "fft", "merged"]
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorBody(BaseModel):
+    error: ErrorDetail
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class CompletionChoice(BaseModel):
+    index: int
+    text: str
+    logprobs: None = None
+    finish_reason: FinishReason | None
+
+
+class Completion(BaseModel):
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | None
+
+
+class ChatMessage(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(BaseModel):
+    index: int
+    message: ChatMessage
+    logprobs: None = None
+    finish_reason: FinishReason
+
+
+class Chat(BaseModel):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class LabelScore(BaseModel):
+    label: str
+    score: float
+
+
+class Row(BaseModel):
+    """`label` and `scores` are left out for a regression; the last three are there where `model` was a list."""
+
+    index: int
+    label: str | None = None
+    score: float
+    scores: list[LabelScore] | None = None
+    adapter: str | None = None
+    digest: str | None = None
+    mode: Mode | None = None
+
+
+class Classification(BaseModel):
+    object: Literal["list"] = "list"
+    model: str | None
+    data: list[Row]
+    usage: Usage
+
+
+class ModelBody(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    parent: str | None
+    root: str
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelBody]
+
+
+class SelfTest(BaseModel):
+    max_error: float
+
+
+class AdapterBody(BaseModel):
+    id: str
+    object: Literal["adapter"] = "adapter"
+    name: str
+    version: int
+    digest: str
+    method: str
+    base_model: str
+    base_verified: bool
+    task: Literal["lm", "classification", "regression"]
+    labels: list[str] | None
+    num_parameters: int
+    head_parameters: int
+    bytes: int
+    sites: list[str]
+    aliases: dict[str, int]
+    public: bool
+    description: str | None
+    created_at: int
+    self_test: SelfTest
+    ignored_files: list[str]
+
+
+class AdapterDetails(AdapterBody):
+    residency: Literal["device", "host", "store"]
+    hits: int
+    last_used: int | None
+
+
+class AdapterList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[AdapterDetails]
+    has_more: bool
+    last_id: str | None
+
+
+class Deleted(BaseModel):
+    id: str
+    object: Literal["adapter.deleted"] = "adapter.deleted"
+    deleted: Literal[True] = True
+    bytes_freed: int
+
+
+def without_absent(model: BaseModel) -> dict[str, Any]:
+    """The body without the fields that were not set."""
+    return model.model_dump(exclude_unset=True)

@@ -1,0 +1,90 @@
+"""The ASGI app: routes, middleware and error answers around one service, which lives as long as the app runs."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse
+
+from cdvft_server.config import ServeConfig
+from cdvft_server.errors import StartRefused, install_handlers
+from cdvft_server.metrics import CountResponses, Metrics
+from cdvft_server.middleware import Envelope, LocalOnly, is_loopback
+from cdvft_server.routes import adapters, classify, completions, health, models
+from cdvft_server.routes.common import Gone
+from cdvft_server.service import FAULTS, Gauges, Service, translate
+
+__all__ = ["create_app"]
+
+VERSION = "0.1.0"
+
+
+def create_app(config: ServeConfig) -> FastAPI:
+    """The app; its lifespan starts and ends the service. Raises StartRefused for a host that must not be open."""
+    if not is_loopback(config.host) and not config.allow_unauthenticated:
+        raise StartRefused(
+            f"--host {config.host} is not loopback and there are no keys: anybody could use and change this server; "
+            "listen on 127.0.0.1, or give --allow-unauthenticated"
+        )
+    app = FastAPI(
+        title="CDVFT adapter server",
+        version=VERSION,
+        lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.config = config
+    app.state.metrics = Metrics(lambda: _gauges(app))
+    for routes in (health, models, completions, classify, adapters):
+        app.include_router(routes.router)
+    install_handlers(app)
+    for kind in FAULTS:
+        app.add_exception_handler(kind, _fault)
+    app.add_exception_handler(Gone, _gone)
+    app.add_middleware(LocalOnly, listens_on=config.host, names=config.allowed_hosts)
+    app.add_middleware(Envelope)
+    app.add_middleware(CountResponses, metrics=app.state.metrics)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    service = await Service.start(app.state.config)
+    app.state.service = service
+    try:
+        yield
+    finally:
+        await service.close()
+
+
+def _gauges(app: FastAPI) -> Gauges:
+    service: Service = app.state.service
+    return service.gauges()
+
+
+async def _fault(request: Request, error: Exception) -> JSONResponse:
+    found = translate(error)
+    return JSONResponse(found.body, found.status_code, found.headers)
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """The framework's document, without the validation answer (422) that this app never gives."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        for path in document["paths"].values():
+            for operation in path.values():
+                schema = str(operation["responses"].get("422", {}))
+                if "HTTPValidationError" in schema:
+                    del operation["responses"]["422"]
+        for name in ("HTTPValidationError", "ValidationError"):
+            document["components"]["schemas"].pop(name, None)
+        app.openapi_schema = document
+    return app.openapi_schema

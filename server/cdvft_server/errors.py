@@ -1,0 +1,126 @@
+"""Errors as a client sees them: OpenAI's shape, a code, a message that says what was wrong and what is right."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+__all__ = ["CODES", "ApiError", "StartRefused", "error_body", "install_handlers", "invalid", "unavailable"]
+
+log = logging.getLogger(__name__)
+
+CODES: Mapping[str, int] = {
+    "invalid_request": 400,
+    "wrong_task": 400,
+    "unsupported_parameter": 400,
+    "unsupported_mode": 400,
+    "forbidden": 403,
+    "model_not_found": 404,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "conflict": 409,
+    "too_large": 413,
+    "unsupported_media_type": 415,
+    "invalid_adapter": 422,
+    "internal_error": 500,
+    "overloaded": 503,
+    "draining": 503,
+    "adapter_unavailable": 503,
+    "store_unavailable": 503,
+}
+"""Every code that this server answers, and its status."""
+
+
+class StartRefused(ValueError):
+    """A configuration that would be unsafe or impossible to serve; the message says what to change."""
+
+
+class ApiError(HTTPException):
+    """An answer that is an error. `param` names the field; `retry_after` seconds becomes the header."""
+
+    def __init__(self, code: str, message: str, param: str | None = None, retry_after: int | None = None) -> None:
+        headers = None if retry_after is None else {"retry-after": str(retry_after)}
+        super().__init__(CODES[code], message, headers)
+        self.code, self.message, self.param = code, message, param
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """What goes into the response or into a stream's error event."""
+        return error_body(self.code, self.message, self.param)
+
+
+def invalid(message: str, param: str | None = None) -> ApiError:
+    """400 invalid_request."""
+    return ApiError("invalid_request", message, param)
+
+
+def unavailable(code: str, message: str, retry_after: int = 1) -> ApiError:
+    """503 with Retry-After."""
+    return ApiError(code, message, retry_after=retry_after)
+
+
+def error_body(code: str, message: str, param: str | None = None) -> dict[str, Any]:
+    kind = "invalid_request_error" if CODES[code] < 500 else "server_error"
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Every error of the framework in the same shape."""
+    app.add_exception_handler(HTTPException, _answer)
+    app.add_exception_handler(RequestValidationError, _answer)
+
+
+async def _answer(request: Request, error: Exception) -> JSONResponse:
+    found = _as_api_error(request, error)
+    headers = dict(getattr(error, "headers", None) or {})
+    return JSONResponse(found.body, found.status_code, headers)
+
+
+def _as_api_error(request: Request, error: Exception) -> ApiError:
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, RequestValidationError):
+        return _from_validation(error.errors())
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    if status == 404:
+        return ApiError("not_found", f"there is no route {request.url.path}; /openapi.json lists them")
+    if status == 405:
+        return ApiError("method_not_allowed", f"{request.method} is not possible on {request.url.path}")
+    if status < 500:
+        return invalid(str(getattr(error, "detail", "")) or HTTPStatus(status).phrase)
+    log.error("unexpected status %s: %s", status, error)
+    return ApiError("internal_error", "an error of the server; its log has the request id")
+
+
+def _from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+    """The first thing that was wrong with the fields."""
+    first = errors[0]
+    place, field = first["loc"][0], ".".join(str(part) for part in first["loc"][1:])
+    if not field:
+        return invalid(f"the {place} must be a JSON object" if first["type"] != "missing" else "the body is missing")
+    if first["type"] == "extra_forbidden":
+        return invalid(
+            f"unknown field {field!r} in the {place}; remove it or see /openapi.json for those there are", field
+        )
+    if first["type"] == "missing":
+        return invalid(f"{field!r} is missing in the {place}", field)
+    message = first["msg"].removeprefix("Value error, ")
+    return invalid(f"{field!r} in the {place}: {message} (got {_brief(first.get('input'))})", field)
+
+
+def _brief(value: Any) -> str:
+    """A few characters of what was sent, never a whole body; huge integers are not written out."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 128:
+        return "an integer of more than 128 bits"
+    if isinstance(value, str):
+        value = value[:80]
+    text = repr(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+    return text if len(text) <= 80 else text[:77] + "..."

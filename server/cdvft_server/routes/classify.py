@@ -1,0 +1,41 @@
+"""`/v1/classify`: texts or pairs, each with its own adapter if need be."""
+
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse
+
+from cdvft_server.answers import Classification
+from cdvft_server.bodies import JsonRoute
+from cdvft_server.routes.common import CallerTenant, ServiceOf, accept_mode, errors, unless_gone
+from cdvft_server.schemas import ClassifyRequest
+from cdvft_server.service import Scored
+
+__all__ = ["router"]
+
+router = APIRouter(route_class=JsonRoute, tags=["classification"], dependencies=[Depends(accept_mode)])
+
+
+@router.post("/v1/classify", response_model=Classification, responses=errors(404, 413, 415, 503))
+async def classify(request: Request, body: ClassifyRequest, service: ServiceOf, tenant: CallerTenant) -> Response:
+    """Label or score each input."""
+    answer = await unless_gone(request, service.classifier.classify(tenant, body))
+    several = isinstance(body.model, list)
+    data = [
+        {"index": i, **_row(row, body.top_k), **(_who(row) if several else {})} for i, row in enumerate(answer.rows)
+    ]
+    tokens = answer.prompt_tokens
+    usage = {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}
+    content = {"object": "list", "model": None if several else body.model, "data": data, "usage": usage}
+    return JSONResponse(content, headers=None if several else answer.rows[0].target.headers)
+
+
+def _row(row: Scored, top_k: int | None) -> dict[str, Any]:
+    if row.labels is None:
+        return {"score": row.score}
+    scores = [{"label": label, "score": score} for label, score in row.labels[:top_k]]
+    return {"label": row.labels[0][0], "score": row.score, "scores": scores}
+
+
+def _who(row: Scored) -> dict[str, Any]:
+    return {"adapter": row.target.name, "digest": row.target.digest, "mode": row.target.mode}

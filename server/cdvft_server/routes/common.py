@@ -1,0 +1,70 @@
+"""What routes share: the service, the caller, the mode that a request asks for, and the documented errors."""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Annotated, Any, TypeVar, cast
+
+from fastapi import Depends, Header, Request
+
+from cdvft_server.answers import ErrorBody
+from cdvft_server.errors import CODES, ApiError, invalid
+from cdvft_server.service import TENANT, Service
+
+__all__ = ["CallerTenant", "Gone", "ServiceOf", "accept_mode", "errors", "unless_gone"]
+
+T = TypeVar("T")
+
+
+def _service(request: Request) -> Service:
+    return cast(Service, request.app.state.service)
+
+
+def _tenant() -> str:
+    return TENANT
+
+
+ServiceOf = Annotated[Service, Depends(_service)]
+CallerTenant = Annotated[str, Depends(_tenant)]
+
+
+def accept_mode(x_adapter_mode: Annotated[str | None, Header(description="fft, merged or auto")] = None) -> None:
+    """Refuse a mode that this server cannot run; fft and auto are the same until there is another."""
+    if x_adapter_mode == "merged":
+        raise ApiError("unsupported_mode", "merged is not supported; use fft or auto", "x-adapter-mode")
+    if x_adapter_mode not in (None, "fft", "auto"):
+        raise invalid(f"x-adapter-mode is {x_adapter_mode[:40]!r}; use fft or auto", "x-adapter-mode")
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI entries of these statuses, each with its codes."""
+    return {
+        status: {
+            "model": ErrorBody,
+            "description": "Error codes: " + ", ".join(code for code, own in CODES.items() if own == status),
+        }
+        for status in sorted({400, 403, 500, *statuses})
+    }
+
+
+class Gone(Exception):
+    """The client closed its connection before there was an answer."""
+
+
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """The work's result; where the client goes away first, the work is cancelled and `Gone` raised."""
+    task = asyncio.ensure_future(work)
+    watch = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Gone
+        return task.result()
+    finally:
+        for own in (task, watch):
+            own.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,29 @@
+"""`/health`, `/ready` and `/metrics`."""
+
+from fastapi import APIRouter, Request, Response
+
+from cdvft_server.routes.common import ServiceOf, errors
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/health")
+async def health() -> dict[str, str]:
+    """The process is alive."""
+    return {"status": "ok"}
+
+
+@router.get("/ready", responses=errors(503))
+async def ready(service: ServiceOf) -> dict[str, str]:
+    """The base is loaded, and the store answers."""
+    await service.check_ready()
+    return {"status": "ready"}
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(request: Request) -> Response:
+    """Counters and gauges in Prometheus' text format."""
+    content, media_type = request.app.state.metrics.render()
+    return Response(content, headers={"content-type": media_type})

@@ -1,0 +1,24 @@
+"""Everything between the routes and the engine."""
+
+from cdvft_server.service.catalog import Page
+from cdvft_server.service.classification import Classified, Scored
+from cdvft_server.service.faults import FAULTS, translate
+from cdvft_server.service.gauges import Gauges
+from cdvft_server.service.generation import Generation, Piece
+from cdvft_server.service.service import TENANT, Service
+from cdvft_server.service.uploads import Stored, UploadForm
+
+__all__ = [
+    "FAULTS",
+    "TENANT",
+    "Classified",
+    "Gauges",
+    "Generation",
+    "Page",
+    "Piece",
+    "Scored",
+    "Service",
+    "Stored",
+    "UploadForm",
+    "translate",
+]

@@ -1,0 +1,119 @@
+"""Classify calls: every input its own adapter, all of them in the same batches."""
+
+import math
+import secrets
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from cdvft.formatting import Encoded
+
+from cdvft_server.engine.batch import Failed, Request, Scores
+from cdvft_server.engine.pool import Lease
+from cdvft_server.errors import ApiError, unavailable
+from cdvft_server.schemas import ClassifyRequest
+from cdvft_server.service.bridge import Inbox
+from cdvft_server.service.calls import Call
+from cdvft_server.service.encoding import Encoding
+from cdvft_server.service.faults import translate
+from cdvft_server.service.flights import Flight, landing_on_error
+from cdvft_server.service.parts import Parts
+from cdvft_server.service.residency import Residency
+from cdvft_server.service.targets import Target, Targets, adapter_only
+
+__all__ = ["Classified", "Classifier", "Scored"]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One input's answer. `labels` are (label, score), highest first, all of them; None for a regression."""
+
+    target: Target
+    score: float
+    labels: list[tuple[str, float]] | None
+
+
+@dataclass(frozen=True)
+class Classified:
+    rows: list[Scored]
+    prompt_tokens: int
+
+
+class Classifier:
+    def __init__(self, parts: Parts, targets: Targets, encoding: Encoding, residency: Residency) -> None:
+        self._config, self._engine, self._bridge = parts.config, parts.engine, parts.bridge
+        self._targets, self._encoding, self._residency = targets, encoding, residency
+
+    async def classify(self, tenant: str, body: ClassifyRequest) -> Classified:
+        """Raises ApiError and whatever `faults.translate` knows. Cancelled, it cancels its rows."""
+        if len(body.rows) > self._config.max_classify_rows:
+            raise ApiError(
+                "too_large", f"{len(body.rows)} inputs, at most {self._config.max_classify_rows} are allowed", "input"
+            )
+        found, flights = await self._targets.use(tenant, body.models)
+        with landing_on_error(flights):
+            for target in found.values():
+                adapter_only(target)
+            targets = [found[model] for model in body.models]
+            encoded = await self._encoding.rows(targets, body.rows, bool(body.truncate))
+            logits = await self._run(targets, encoded, flights)
+        raw = bool(body.raw_scores)
+        rows = [_scored(target, own, raw) for target, own in zip(targets, logits, strict=True)]
+        return Classified(rows, sum(len(row.ids) for row in encoded))
+
+    async def _run(
+        self, targets: Sequence[Target], encoded: Sequence[Encoded], flights: list[Flight]
+    ) -> list[list[float]]:
+        """The head's outputs for each input."""
+        inbox = Inbox(self._bridge)
+        call = Call(self._engine, inbox, flights, self._config.max_queue)
+        call_id = secrets.token_hex(12)
+        with ExitStack() as leases:
+            held = await self._lease_all(targets, leases)
+            with ExitStack() as shares:
+                requests = []
+                for index, (target, row) in enumerate(zip(targets, encoded, strict=True)):
+                    (share,) = self._residency.shares(held[target.digest], 1, shares)
+                    requests.append(
+                        Request(f"{call_id}-{index}", row.ids, inbox.deliver, type_ids=row.type_ids, lease=share)
+                    )
+                call.submit(requests)
+                shares.pop_all()
+        try:
+            scores: dict[str, list[float]] = {}
+            async for event in call.events():
+                if isinstance(event, Failed):
+                    raise translate(event.error)
+                if not isinstance(event, Scores):
+                    raise unavailable("draining", "the server is stopping; ask again")
+                scores[event.request_id] = event.logits
+            return [scores[request.id] for request in requests]
+        finally:
+            call.close()
+
+    async def _lease_all(self, targets: Sequence[Target], leases: ExitStack) -> dict[str, Lease]:
+        """One lease for each adapter of the call, given back with `leases`."""
+        held: dict[str, Lease] = {}
+        for target in targets:
+            if target.row is not None and target.digest not in held:
+                held[target.digest] = lease = await self._residency.lease(target.row)
+                leases.callback(lease.release)
+        return held
+
+
+def _scored(target: Target, logits: Sequence[float], raw: bool) -> Scored:
+    if not all(map(math.isfinite, logits)):
+        raise unavailable("adapter_unavailable", f"adapter {target.name} gave a score that is not finite")
+    labels = target.summary["labels"]
+    if labels is None:
+        return Scored(target, logits[0], None)
+    scores = logits if raw else _softmax(logits)
+    ranked = sorted(zip(labels, scores, strict=True), key=lambda pair: -pair[1])
+    return Scored(target, ranked[0][1], ranked)
+
+
+def _softmax(logits: Sequence[float]) -> list[float]:
+    highest = max(logits)
+    weights = [math.exp(value - highest) for value in logits]
+    total = sum(weights)
+    return [weight / total for weight in weights]

@@ -1,0 +1,70 @@
+"""Requests' text to token ids, off the loop; an adapter's own template in a process of its own."""
+
+from collections.abc import Sequence
+
+from cdvft.errors import InvalidData
+from cdvft.formatting import Encoded, encode_chat, encode_classification, encode_prompt
+from cdvft.templates import PLAIN_TEMPLATE, render
+
+from cdvft_server.errors import invalid
+from cdvft_server.service.parts import Parts
+from cdvft_server.service.targets import Target
+
+__all__ = ["Encoding"]
+
+
+class Encoding:
+    """All methods but `check_ids` work in the thread pool."""
+
+    def __init__(self, parts: Parts) -> None:
+        backbone = parts.backbone
+        self._tokenizer, self._templates, self._workers = backbone.tokenizer, parts.templates, parts.workers
+        self._vocabulary = int(backbone.config.vocab_size)
+        self._types = int(getattr(backbone.config, "type_vocab_size", 1) or 1)
+        self._max_length = parts.engine.context_length  # of a classify input, where its adapter says nothing
+
+    async def prompts(self, prompts: Sequence[str | list[int]]) -> list[list[int]]:
+        """Ids of each prompt. Raises ApiError naming the one that is wrong."""
+        return await self._workers.run(lambda: [self._prompt(k, prompt) for k, prompt in enumerate(prompts)])
+
+    async def chat(self, target: Target, messages: list[dict[str, str]]) -> list[int]:
+        """Ids of the rendered messages. Raises InvalidData where the template cannot take them."""
+        return await self._workers.run(self._chat, target, messages)
+
+    async def rows(self, targets: Sequence[Target], rows: Sequence[tuple[str, str | None]], cut: bool) -> list[Encoded]:
+        """Each input as its own adapter takes it. Raises ApiError naming the input that is wrong."""
+        return await self._workers.run(
+            lambda: [self._row(k, t, *row, cut) for k, (t, row) in enumerate(zip(targets, rows, strict=True))]
+        )
+
+    def check_ids(self, ids: Sequence[int], what: str, param: str) -> None:
+        """Raises ApiError for ids that the vocabulary does not have."""
+        wrong = next((i for i in ids if not 0 <= i < self._vocabulary), None)
+        if wrong is not None:
+            shown = wrong if abs(wrong) < 2**63 else "an enormous number"
+            raise invalid(f"{what} has the token id {shown}; ids are 0 to {self._vocabulary - 1}", param)
+
+    def _prompt(self, index: int, prompt: str | list[int]) -> list[int]:
+        if isinstance(prompt, str):
+            return encode_prompt(self._tokenizer, prompt)
+        self.check_ids(prompt, f"prompt {index}", "prompt")
+        return prompt
+
+    def _chat(self, target: Target, messages: list[dict[str, str]]) -> list[int]:
+        bos, eos = self._tokenizer.bos_token, self._tokenizer.eos_token
+        own = target.summary.get("template")
+        if own is not None:
+            rendered = self._templates.render(own, messages, bos_token=bos, eos_token=eos)
+        else:
+            source = self._tokenizer.chat_template or PLAIN_TEMPLATE
+            rendered = render(source, messages, bos_token=bos, eos_token=eos)
+        return encode_chat(self._tokenizer, rendered)
+
+    def _row(self, index: int, target: Target, text: str, text2: str | None, cut: bool) -> Encoded:
+        longest = min(target.summary.get("max_length") or self._max_length, self._max_length)
+        try:
+            return encode_classification(
+                self._tokenizer, text, text2, max_length=longest, truncate=cut, type_vocab_size=self._types
+            )
+        except InvalidData as error:
+            raise invalid(f"input {index}: {error}", "input") from None

@@ -1,0 +1,44 @@
+"""The numbers of a running server, for `/metrics`."""
+
+from dataclasses import dataclass
+
+from cdvft_server.engine.engine import Engine
+from cdvft_server.engine.pool import AdapterPool
+
+__all__ = ["Gauges", "read_gauges"]
+
+
+@dataclass(frozen=True)
+class Gauges:
+    """Name -> (what it is, value). Gauges go up and down, counters only up."""
+
+    gauges: dict[str, tuple[str, float]]
+    counters: dict[str, tuple[str, float]]
+
+
+def read_gauges(engine: Engine, adapters: AdapterPool, calls: int) -> Gauges:
+    stats, pool = engine.stats(), adapters.stats()
+    return Gauges(
+        gauges={
+            "calls_in_flight": ("Uses of adapters that have not ended", calls),
+            "requests_waiting": ("Engine requests that wait", stats.waiting),
+            "requests_running": ("Engine requests in batches", stats.running),
+            "kv_tokens_used": ("KV tokens reserved", stats.kv_tokens_used),
+            "kv_tokens": ("KV tokens there are", stats.kv_tokens_total),
+            "adapters_resident": ("Adapters on the device", pool.adapters),
+            "adapter_leases": ("Adapters on the device that requests use", pool.leased),
+            "adapter_rows": ("Bank rows, free ones too", pool.rows),
+            "adapter_bytes_used": ("Bytes of banks and heads", pool.bytes_used),
+            "adapter_bytes": ("Bytes that adapters may have", pool.budget_bytes),
+        },
+        counters={
+            "batches": ("Forward passes", stats.batches),
+            "tokens": ("Tokens through the model", stats.tokens),
+            "generated_tokens": ("Tokens generated", stats.generated),
+            "requests_finished": ("Engine requests that ended well or were cancelled", stats.finished),
+            "requests_failed": ("Engine requests that failed", stats.failed),
+            "batches_retried": ("Batches that failed as a whole", stats.retried),
+            "adapters_placed": ("Adapters copied to the device", pool.placed),
+            "adapters_evicted": ("Adapters evicted from the device", pool.evicted),
+        },
+    )

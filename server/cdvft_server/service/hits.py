@@ -1,0 +1,59 @@
+"""How often and when each version was last used: counted in memory, written in batches."""
+
+import asyncio
+import logging
+from collections import Counter
+
+from cdvft_server.service.workers import Workers
+from cdvft_server.store import Store
+
+__all__ = ["Hits"]
+
+log = logging.getLogger(__name__)
+
+FLUSH_SECONDS = 2.0
+
+
+class Hits:
+    """`flush` is called every two seconds by a task, and once at the end. For the loop's thread only."""
+
+    def __init__(self, store: Store, workers: Workers) -> None:
+        self._store, self._workers = store, workers
+        self._counts: Counter[int] = Counter()
+        self._last: dict[int, float] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._flush_forever(), name="cdvft-hits")
+
+    def count(self, version_id: int, now: float) -> None:
+        self._counts[version_id] += 1
+        self._last[version_id] = now
+
+    def pending(self, version_id: int) -> tuple[int, float | None]:
+        """Hits not yet in the store, and the time of the last."""
+        return self._counts[version_id], self._last.get(version_id)
+
+    async def flush(self) -> None:
+        """What the store does not take is kept for the next time."""
+        counts, last = self._counts, self._last
+        if not counts:
+            return
+        self._counts, self._last = Counter(), {}
+        try:
+            await self._workers.run(self._store.count_hits, dict(counts), int(max(last.values())))
+        except Exception as error:  # a store that is away now may be back later
+            log.warning("hits could not be written: %s", error)
+            self._counts.update(counts)
+            self._last = last | self._last
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self.flush()
+
+    async def _flush_forever(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_SECONDS)
+            await self.flush()

@@ -1,0 +1,36 @@
+"""What the parts of a service share: handed to each by its constructor."""
+
+from dataclasses import dataclass
+
+from cdvft.backbone import Backbone
+from cdvft.baseinfo import BaseInfo
+
+from cdvft_server.config import ServeConfig
+from cdvft_server.engine.engine import Engine
+from cdvft_server.engine.pool import AdapterPool
+from cdvft_server.service.bridge import Bridge
+from cdvft_server.service.flights import Flights
+from cdvft_server.service.hits import Hits
+from cdvft_server.service.workers import Workers
+from cdvft_server.store import Store
+from cdvft_server.template_worker import TemplateWorkers
+
+__all__ = ["Parts"]
+
+
+@dataclass(frozen=True)
+class Parts:
+    config: ServeConfig
+    backbone: Backbone
+    engine: Engine
+    pool: AdapterPool
+    store: Store
+    workers: Workers
+    templates: TemplateWorkers
+    bridge: Bridge
+    flights: Flights
+    hits: Hits
+
+    @property
+    def base(self) -> BaseInfo:
+        return self.backbone.info

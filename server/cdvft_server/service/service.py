@@ -1,0 +1,111 @@
+"""The only bridge between asyncio and the engine thread: what a running server is made of, and its start and end."""
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import Self
+
+from cdvft.backbone import Backbone
+
+from cdvft_server import demo
+from cdvft_server.config import ServeConfig
+from cdvft_server.engine.engine import Engine
+from cdvft_server.engine.pool import AdapterPool
+from cdvft_server.errors import unavailable
+from cdvft_server.service.bridge import Bridge
+from cdvft_server.service.catalog import Catalog
+from cdvft_server.service.classification import Classifier
+from cdvft_server.service.encoding import Encoding
+from cdvft_server.service.flights import Flights
+from cdvft_server.service.gauges import Gauges, read_gauges
+from cdvft_server.service.generation import Generator
+from cdvft_server.service.hits import Hits
+from cdvft_server.service.loading import load_base, make_engine, make_pool
+from cdvft_server.service.parts import Parts
+from cdvft_server.service.residency import Residency
+from cdvft_server.service.seeding import seed_demo, seed_folders
+from cdvft_server.service.targets import Targets
+from cdvft_server.service.uploads import Uploads
+from cdvft_server.service.workers import Workers
+from cdvft_server.store import Store
+from cdvft_server.template_worker import TemplateWorkers
+
+__all__ = ["TENANT", "Service"]
+
+TENANT = "default"  # everybody's, as long as there are no keys
+
+
+class Service:
+    """Made by `start`, ended by `close`. Its parts are what routes call."""
+
+    def __init__(
+        self, config: ServeConfig, backbone: Backbone, pool: AdapterPool, engine: Engine, store: Store
+    ) -> None:
+        """On the loop's thread; starts the template worker and nothing else."""
+        self.config, self._draining = config, False
+        workers = Workers()
+        self._parts = parts = Parts(
+            config=config,
+            backbone=backbone,
+            engine=engine,
+            pool=pool,
+            store=store,
+            workers=workers,
+            templates=TemplateWorkers(),
+            bridge=Bridge(asyncio.get_running_loop()),
+            flights=Flights(),
+            hits=Hits(store, workers),
+        )
+        self._residency = Residency(parts)
+        encoding = Encoding(parts)
+        self.targets = Targets(parts)
+        self.generator = Generator(parts, self.targets, encoding, self._residency)
+        self.classifier = Classifier(parts, self.targets, encoding, self._residency)
+        self.uploads = Uploads(parts)
+        self.catalog = Catalog(parts, self._residency)
+
+    @classmethod
+    async def start(cls, config: ServeConfig) -> Self:
+        """Load, prove, start, seed. Raises StartRefused, UnsupportedBase, the store's errors; nothing stays behind."""
+        async with AsyncExitStack() as undo:
+            backbone = await asyncio.to_thread(load_base, config)
+            store = await asyncio.to_thread(Store.open, config.database)
+            undo.push_async_callback(asyncio.to_thread, store.close)
+            pool = make_pool(config, backbone)
+            engine = await asyncio.to_thread(make_engine, config, backbone, pool)
+            service = cls(config, backbone, pool, engine, store)
+            undo.pop_all()
+            undo.push_async_callback(service.close)
+            await asyncio.to_thread(engine.start)
+            service._parts.hits.start()
+            await service._parts.workers.run(service._seed)
+            undo.pop_all()
+        return service
+
+    async def drain(self, seconds: float) -> None:
+        """Take no new requests, let those that run go on for this time, then cancel them: all get their last event."""
+        self._draining = True
+        await asyncio.to_thread(self._parts.engine.stop, seconds)
+
+    async def close(self) -> None:
+        """End the engine, write what is unwritten, leave no thread or process. May be called after `drain`."""
+        await self.drain(self.config.drain_seconds)
+        await self._residency.close()
+        await self._parts.hits.close()
+        for part in (self._parts.workers, self._parts.templates, self._parts.store):
+            await asyncio.to_thread(part.close)
+
+    def gauges(self) -> Gauges:
+        """The engine's and the pool's numbers now."""
+        return read_gauges(self._parts.engine, self._parts.pool, self._parts.flights.count)
+
+    async def check_ready(self) -> None:
+        """Raises ApiError unless the engine takes requests and the store answers."""
+        if self._draining:
+            raise unavailable("draining", "the server is stopping")
+        await self._parts.workers.run(self._parts.store.ping)
+
+    def _seed(self) -> None:
+        config, store, base = self.config, self._parts.store, self._parts.base
+        if config.base is None:
+            seed_demo(self.uploads, store, base, TENANT, demo.adapters_path())
+        seed_folders(self.uploads, store, base, TENANT, config.adapters, update=config.adapters_update)

@@ -1,0 +1,98 @@
+"""What a `model` in a request turns out to be: the base or one version of an adapter."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cdvft.backbone import BaseInfo
+
+from cdvft_server.errors import ApiError
+from cdvft_server.naming import AdapterRef, BaseRef, parse_model
+from cdvft_server.service.flights import Flight, landing_on_error
+from cdvft_server.service.parts import Parts
+from cdvft_server.store import VersionRow
+
+__all__ = ["Target", "Targets", "adapter_only", "generation_only"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """`row` is None for the base. `name` is as the caller would write it: with the tenant if it is another's."""
+
+    name: str
+    digest: str
+    row: VersionRow | None = None
+
+    @property
+    def task(self) -> str:
+        """ "base", "lm", "classification" or "regression"."""
+        return "base" if self.row is None else str(self.summary["task"])
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return {} if self.row is None else self.row.summary
+
+    @property
+    def mode(self) -> str:
+        return "base" if self.row is None else "fft"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        headers = {"x-adapter": self.name, "x-adapter-digest": self.digest, "x-adapter-mode": self.mode}
+        return headers if self.row is None else headers | {"x-adapter-version": str(self.row.version)}
+
+
+class Targets:
+    """Looks names up, and keeps count of who uses what."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._base, self._store, self._workers = parts.base, parts.store, parts.workers
+        self._flights, self._hits = parts.flights, parts.hits
+
+    async def look_up(self, tenant: str, model: str) -> Target:
+        """For `/v1/models`: nothing is used. Raises ModelNotFound, NotFound, AmbiguousDigest."""
+        ref = parse_model(model, self._base.name)
+        return self._base_target() if isinstance(ref, BaseRef) else await self._workers.run(self._find, tenant, ref)
+
+    async def use(self, tenant: str, models: Sequence[str]) -> tuple[dict[str, Target], list[Flight]]:
+        """Each model's target, and a flight for each adapter that the caller must land; raises as `look_up`."""
+        refs = {model: parse_model(model, self._base.name) for model in models}
+        adapters = {model: ref for model, ref in refs.items() if isinstance(ref, AdapterRef)}
+        flights = {model: self._flights.open(ref.tenant or tenant, ref.name) for model, ref in adapters.items()}
+        with landing_on_error(flights.values()):
+            found = await self._workers.run(lambda: {m: self._find(tenant, ref) for m, ref in adapters.items()})
+        now = time.time()
+        for model, target in found.items():
+            if target.row is not None:
+                flights[model].found(target.row.id)
+                self._hits.count(target.row.id, now)
+        return {model: found.get(model) or self._base_target() for model in refs}, list(flights.values())
+
+    def _base_target(self) -> Target:
+        return Target(self._base.name, self._base.digest)
+
+    def _find(self, tenant: str, ref: AdapterRef) -> Target:
+        row = self._store.resolve(tenant, ref, self._base.digest)
+        name = row.name if row.tenant == tenant else f"{row.tenant}/{row.name}"
+        return Target(name, row.digest, row)
+
+
+def generation_only(target: Target, base: BaseInfo) -> None:
+    """Refuse what cannot generate."""
+    if base.family.kind == "encoder":
+        raise ApiError(
+            "wrong_task", f"the base {base.name} is an encoder and cannot generate; use /v1/classify", "model"
+        )
+    if target.task not in ("base", "lm"):
+        raise ApiError(
+            "wrong_task", f"adapter {target.name} is a {target.task} adapter, not lm; use /v1/classify", "model"
+        )
+
+
+def adapter_only(target: Target) -> None:
+    """Refuse what has no head."""
+    if target.task == "base":
+        raise ApiError("wrong_task", f"the base {target.name} has no head to classify with; name an adapter", "model")
+    if target.task == "lm":
+        raise ApiError("wrong_task", f"adapter {target.name} is an lm adapter; use /v1/completions", "model")
