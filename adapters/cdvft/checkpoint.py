@@ -98,7 +98,7 @@ def make_adapter(
             name: _own(f"{site.name}.{name}", tensor) for name, tensor in sorted(tensors.get(site.name, {}).items())
         }
         _check_site(method, site, options, own[site.name])
-    for name in tensors.keys() - own.keys():
+    for name in sorted(tensors.keys() - own.keys()):
         raise InvalidAdapter(f"tensors for {name}, which is not among the adapter's sites")
     own_head = {name: _own(name, tensor) for name, tensor in sorted(head.items())}
     return Adapter(spec, own, own_head, adapter_digest(spec, own, own_head), base_verified)
@@ -136,18 +136,18 @@ def _own(name: str, tensor: Tensor) -> Tensor:
 
 def _check_site(method: Method[Any], site: Site, options: Any, tensors: Mapping[str, Tensor]) -> None:
     shapes = method.shapes(site, options)
+    for name in sorted(shapes.keys() - tensors.keys()):
+        raise InvalidAdapter(f"{WEIGHTS_NAME}: {site.name} lacks {name} {list(shapes[name])}")
+    for name in sorted(tensors.keys() - shapes.keys()):
+        raise InvalidAdapter(
+            f"{WEIGHTS_NAME}: {site.name}.{name} is not a tensor of {method.peft_type}; {', '.join(shapes)}"
+        )
     for name, shape in shapes.items():
-        if name not in tensors:
-            raise InvalidAdapter(f"{WEIGHTS_NAME}: {site.name} lacks {name} {list(shape)}")
         if tuple(tensors[name].shape) != shape:
             raise InvalidAdapter(
                 f"{WEIGHTS_NAME}: {site.name}.{name} has the shape {list(tensors[name].shape)}, it must be "
                 f"{list(shape)} (linear [{site.d_out}, {site.d_in}] with the options of {CONFIG_NAME})"
             )
-    for name in tensors.keys() - shapes.keys():
-        raise InvalidAdapter(
-            f"{WEIGHTS_NAME}: {site.name}.{name} is not a tensor of {method.peft_type}; {', '.join(shapes)}"
-        )
 
 
 def _check_base(stated: Any, base: BaseInfo) -> bool:

@@ -129,7 +129,7 @@ def _outputs(tensors: Mapping[str, Tensor]) -> int:
 def _check_shapes(head: HeadSpec, tensors: Mapping[str, Tensor], base: BaseInfo) -> None:
     expected = head_shapes(head, base.family, base.hidden)
     where = f"a {head.type} head on {base.family.model_type}"
-    for name in expected.keys() - tensors.keys():
+    for name in sorted(expected.keys() - tensors.keys()):
         raise InvalidAdapter(f"{where} lacks base_model.model.{name} {list(expected[name])}")
     for name, tensor in tensors.items():
         if name not in expected:
