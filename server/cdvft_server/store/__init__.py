@@ -1,0 +1,7 @@
+"""Durable adapters of every tenant and base, in one database. Knows no HTTP, no asyncio and no tensors."""
+
+from cdvft_server.store.changes import NewVersion, Upload
+from cdvft_server.store.rows import VersionRow
+from cdvft_server.store.store import Deleted, Store
+
+__all__ = ["Deleted", "NewVersion", "Store", "Upload", "VersionRow"]

@@ -1,0 +1,75 @@
+"""Adapters' files as blobs, keyed by the hash of their bytes within a tenant, gone with their last version."""
+
+import hashlib
+
+from cdvft.files import AdapterFiles
+from sqlalchemy import Connection, Select, delete, exists, insert, select, update
+
+from cdvft_server.exceptions import CorruptBlob, NotFound
+from cdvft_server.store.tables import blobs, version_files
+
+__all__ = ["read_files", "release_files", "repair_files", "store_files"]
+
+
+def store_files(connection: Connection, tenant: str, version_id: int, files: AdapterFiles) -> None:
+    for file, data in _contents(files).items():
+        key = hashlib.sha256(data).hexdigest()
+        _store_blob(connection, tenant, key, data)
+        connection.execute(insert(version_files).values(version_id=version_id, file=file, tenant=tenant, sha256=key))
+
+
+def repair_files(connection: Connection, tenant: str, version_id: int, files: AdapterFiles) -> None:
+    """Content came again: where the very same bytes are stored, see that they are still whole."""
+    keys = set(connection.scalars(select(version_files.c.sha256).where(version_files.c.version_id == version_id)))
+    for data in _contents(files).values():
+        key = hashlib.sha256(data).hexdigest()
+        if key in keys:
+            _store_blob(connection, tenant, key, data)
+
+
+def read_files(connection: Connection, version_id: int) -> AdapterFiles:
+    """Raises NotFound for a deleted version, CorruptBlob where the bytes are not those that were stored."""
+    same = (blobs.c.tenant == version_files.c.tenant) & (blobs.c.sha256 == version_files.c.sha256)
+    statement = (
+        select(version_files.c.file, version_files.c.sha256, blobs.c.data)
+        .select_from(version_files.join(blobs, same, isouter=True))
+        .where(version_files.c.version_id == version_id)
+    )
+    contents: dict[str, bytes] = {}
+    for file, key, data in connection.execute(statement):
+        if data is None or hashlib.sha256(data).hexdigest() != key:
+            raise CorruptBlob(f"the stored {file} of version id {version_id} no longer has the hash sha256:{key}")
+        contents[file] = data
+    if not contents:
+        raise NotFound(f"version id {version_id} was deleted")
+    if not contents.keys() >= {"config", "weights"}:
+        raise CorruptBlob(f"version id {version_id} has lost a file; it has {', '.join(sorted(contents))}")
+    return AdapterFiles(contents["config"], contents["weights"], contents.get("template"))
+
+
+def release_files(connection: Connection, tenant: str, version_ids: Select[tuple[int]]) -> int:
+    """Take the files from the versions that the query selects; the bytes of those that no other version has."""
+    used_by_them = version_files.c.version_id.in_(version_ids)
+    keys = connection.scalars(select(version_files.c.sha256).where(used_by_them).distinct()).all()
+    connection.execute(delete(version_files).where(used_by_them))
+    freed = 0
+    for key in keys:
+        unused = (blobs.c.tenant == tenant) & (blobs.c.sha256 == key)
+        unused &= ~exists().where(version_files.c.tenant == tenant, version_files.c.sha256 == key)
+        freed += connection.scalar(select(blobs.c.size).where(unused)) or 0
+        connection.execute(delete(blobs).where(unused))
+    return freed
+
+
+def _contents(files: AdapterFiles) -> dict[str, bytes]:
+    contents = {"config": files.config, "weights": files.weights}
+    return contents if files.template is None else contents | {"template": files.template}
+
+
+def _store_blob(connection: Connection, tenant: str, key: str, data: bytes) -> None:
+    here = (blobs.c.tenant == tenant) & (blobs.c.sha256 == key)
+    stored = connection.scalar(select(blobs.c.data).where(here))
+    if stored is None:
+        connection.execute(insert(blobs).values(tenant=tenant, sha256=key, size=len(data), data=data))
+    elif stored != data:
+        connection.execute(update(blobs).where(here).values(size=len(data), data=data))

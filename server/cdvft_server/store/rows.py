@@ -1,0 +1,93 @@
+"""Reading versions: one statement each, so that a row and its aliases are of one moment."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, or_, select
+
+from cdvft_server.naming import MAX_VERSION, Alias, DigestPrefix, Latest, Selector, Version
+from cdvft_server.store.tables import adapters, aliases, versions
+
+__all__ = ["LATEST", "VersionRow", "fetch", "numbered", "of_adapter", "pointed_at", "selected", "visible"]
+
+LATEST = "latest"
+ADAPTER_COLUMNS = (
+    adapters.c.tenant,
+    adapters.c.name,
+    adapters.c.base_digest,
+    adapters.c.public,
+    adapters.c.description,
+)
+
+
+@dataclass(frozen=True)
+class VersionRow:
+    """`id` is never used again, not even after a delete. `aliases` are the adapter's, `latest` among them."""
+
+    id: int
+    adapter_id: int
+    tenant: str
+    name: str
+    version: int
+    digest: str
+    base_digest: str
+    public: bool
+    description: str | None
+    created_at: int  # unix seconds
+    bytes: int  # of its files
+    summary: dict[str, Any]
+    form_labels: list[str] | None
+    aliases: dict[str, int]
+    hits: int
+    last_used: int | None  # unix seconds
+
+
+def fetch(connection: Connection, *conditions: ColumnElement[bool]) -> list[VersionRow]:
+    """The versions that meet all conditions (on adapters and versions): newest adapter first, then newest version."""
+    joined = adapters.join(versions, versions.c.adapter_id == adapters.c.id).join(
+        aliases, aliases.c.adapter_id == adapters.c.id
+    )
+    statement = (
+        select(versions, *ADAPTER_COLUMNS, aliases.c.alias, aliases.c.version.label("target"))
+        .select_from(joined)
+        .where(*conditions)
+        .order_by(adapters.c.position.desc(), versions.c.version.desc(), aliases.c.alias)
+    )
+    found: dict[int, VersionRow] = {}
+    for row in connection.execute(statement).mappings():
+        fields = {name: row[name] for name in VersionRow.__dataclass_fields__ if name != "aliases"}
+        version = found.setdefault(row["id"], VersionRow(**fields, aliases={}))
+        version.aliases[row["alias"]] = row["target"]
+    return list(found.values())
+
+
+def of_adapter(tenant: str, name: str, base_digest: str) -> Sequence[ColumnElement[bool]]:
+    return adapters.c.tenant == tenant, adapters.c.name == name, adapters.c.base_digest == base_digest
+
+
+def visible(caller: str) -> ColumnElement[bool]:
+    return or_(adapters.c.tenant == caller, adapters.c.public)
+
+
+def selected(selector: Selector) -> ColumnElement[bool]:
+    match selector:
+        case Latest():
+            return pointed_at(LATEST)
+        case Alias(alias):
+            return pointed_at(alias)
+        case Version(version):
+            return numbered(version)
+        case DigestPrefix(prefix):
+            return versions.c.digest.startswith(prefix, autoescape=True)
+
+
+def pointed_at(alias: str) -> ColumnElement[bool]:
+    pointer = aliases.alias("pointer")
+    target = select(pointer.c.version).where(pointer.c.adapter_id == adapters.c.id, pointer.c.alias == alias)
+    return versions.c.version == target.correlate(adapters).scalar_subquery()
+
+
+def numbered(version: int) -> ColumnElement[bool]:
+    """No row for a number that no version can have, however large."""
+    return versions.c.version == (version if 1 <= version <= MAX_VERSION else 0)

@@ -1,0 +1,221 @@
+"""Adapters: versions, aliases and their files, of every tenant and base, in one database.
+
+Every method is one transaction, sees and changes only rows of the base it is given, and may be called from any thread.
+All raise StoreUnavailable. Names are checked by `naming` before they come here.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cdvft.files import AdapterFiles
+from sqlalchemy import ColumnElement, Connection, bindparam, delete, insert, select, true, update
+
+from cdvft_server.exceptions import AmbiguousDigest, Conflict, NotFound
+from cdvft_server.naming import AdapterRef, DigestPrefix
+from cdvft_server.store.blobs import read_files
+from cdvft_server.store.changes import NewVersion, Upload, delete_versions, point, put
+from cdvft_server.store.database import Database
+from cdvft_server.store.rows import LATEST, VersionRow, fetch, numbered, of_adapter, pointed_at, selected, visible
+from cdvft_server.store.tables import adapters, aliases, steps, versions
+
+__all__ = ["Deleted", "Store"]
+
+
+@dataclass(frozen=True)
+class Deleted:
+    """`bytes_freed` counts stored bytes: a file that another version of the tenant also has is kept and not counted."""
+
+    rows: list[VersionRow]
+    bytes_freed: int
+
+
+class Store:
+    """See the module. `open` makes or upgrades the database; `close` waits for nothing."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @classmethod
+    def open(cls, url: str) -> "Store":
+        """Raises UnsupportedDatabase for what is no store, or a newer one."""
+        return cls(Database(url))
+
+    def close(self) -> None:
+        self._database.close()
+
+    def ping(self) -> None:
+        """Returns if the database answers."""
+        with self._database.read() as connection:
+            connection.execute(select(1))
+
+    def put_version(
+        self,
+        tenant: str,
+        name: str,
+        new: NewVersion,
+        *,
+        alias: str | None = None,
+        public: bool | None = None,
+        description: str | None = None,
+        step: str | None = None,
+    ) -> tuple[VersionRow, bool]:
+        """The version, and whether it is a new one.
+
+        New content gets the highest version ever + 1 and moves `latest` to it. Content that the name already has on
+        this base is found again and moves nothing. An explicit `alias` moves in any case. `step` is recorded with it.
+        """
+        upload = Upload(name, new, alias, public, description)
+        with self._database.write() as connection:
+            outcome = put(connection, tenant, upload)
+            if step is not None and not _is_done(connection, step):
+                _record(connection, step)
+        return outcome
+
+    def put_step(self, tenant: str, step: str, uploads: Sequence[Upload]) -> list[tuple[VersionRow, bool]]:
+        """All uploads and the record of the step, or, where the step was recorded before, nothing and []."""
+        with self._database.write() as connection:
+            if _is_done(connection, step):
+                return []
+            outcomes = [put(connection, tenant, upload) for upload in uploads]
+            _record(connection, step)
+        return outcomes
+
+    def step_done(self, name: str) -> bool:
+        with self._database.read() as connection:
+            return _is_done(connection, name)
+
+    def record_step(self, name: str) -> None:
+        """Idempotent."""
+        with self._database.write() as connection:
+            if not _is_done(connection, name):
+                _record(connection, name)
+
+    def resolve(self, tenant: str, ref: AdapterRef, base_digest: str) -> VersionRow:
+        """What the reference means to this tenant now: its own adapter, or another tenant's public one.
+
+        Raises NotFound, and AmbiguousDigest where several versions have the digest prefix.
+        """
+        owner = tenant if ref.tenant is None else ref.tenant
+        with self._database.read() as connection:
+            conditions = (*of_adapter(owner, ref.name, base_digest), visible(tenant), selected(ref.selector))
+            found = fetch(connection, *conditions)
+        if not found:
+            raise NotFound(f"there is no such adapter, version or alias of {ref.name!r} on this base")
+        if len(found) > 1 and isinstance(ref.selector, DigestPrefix):
+            numbers = ", ".join(str(row.version) for row in found[:10])
+            raise AmbiguousDigest(f"{ref.selector.prefix} is the beginning of versions {numbers} of {ref.name!r}")
+        return found[0]
+
+    def list_adapters(
+        self, tenant: str, base_digest: str, limit: int | None = None, after: str | None = None
+    ) -> tuple[list[VersionRow], bool]:
+        """The `latest` version of each of the tenant's adapters, and whether there are more: newest adapter first, by
+        when its name was last new. `after` is the name where the list before ended, which may be deleted since.
+
+        Raises NotFound for an `after` that never existed.
+        """
+        own = (adapters.c.tenant == tenant, adapters.c.base_digest == base_digest)
+        live = aliases.c.alias == LATEST
+        page = select(adapters.c.id).join(aliases, aliases.c.adapter_id == adapters.c.id).where(*own, live)
+        with self._database.read() as connection:
+            if after is not None:
+                place = connection.scalar(select(adapters.c.position).where(*of_adapter(tenant, after, base_digest)))
+                if place is None:
+                    raise NotFound(f"there is no adapter {after!r} to list after")
+                page = page.where(adapters.c.position < place)
+            page = page.order_by(adapters.c.position.desc()).limit(None if limit is None else limit + 1)
+            found = fetch(connection, adapters.c.id.in_(page), pointed_at(LATEST))
+        return (found, False) if limit is None else (found[:limit], len(found) > limit)
+
+    def list_versions(self, tenant: str, name: str, base_digest: str) -> list[VersionRow]:
+        """Newest first. Raises NotFound."""
+        with self._database.read() as connection:
+            found = fetch(connection, *of_adapter(tenant, name, base_digest))
+        if not found:
+            raise _no_adapter(name)
+        return found
+
+    def get(self, tenant: str, name: str, base_digest: str, version: int | None = None) -> VersionRow:
+        """That version, or the one `latest` points at. Raises NotFound."""
+        with self._database.read() as connection:
+            return _one(connection, tenant, name, base_digest, version)
+
+    def files(self, version_id: int) -> AdapterFiles:
+        """The files of its first upload. Raises NotFound for a deleted version, CorruptBlob where they changed."""
+        with self._database.read() as connection:
+            return read_files(connection, version_id)
+
+    def set_alias(self, tenant: str, name: str, alias: str, version: int, base_digest: str) -> VersionRow:
+        """Point an alias, or `latest`, at a version; then the row that `latest` points at. Raises NotFound."""
+        with self._database.write() as connection:
+            row = _one(connection, tenant, name, base_digest, version)
+            point(connection, row.adapter_id, alias, row.version)
+            return _one(connection, tenant, name, base_digest)
+
+    def delete_alias(self, tenant: str, name: str, alias: str, base_digest: str) -> VersionRow:
+        """The row that `latest` points at. Raises NotFound, and Conflict for `latest` itself."""
+        with self._database.write() as connection:
+            row = _one(connection, tenant, name, base_digest)
+            if alias == LATEST:
+                raise Conflict(f"{LATEST!r} cannot be removed from {name!r}; move it, or delete versions", [LATEST])
+            if alias not in row.aliases:
+                raise NotFound(f"adapter {name!r} has no alias {alias!r}")
+            pointer = (aliases.c.adapter_id == row.adapter_id) & (aliases.c.alias == alias)
+            connection.execute(delete(aliases).where(pointer))
+            return _one(connection, tenant, name, base_digest)
+
+    def delete(self, tenant: str, name: str, version: int | None, base_digest: str) -> Deleted:
+        """One version, or with None the whole name with its aliases.
+
+        `latest` falls to the highest version that is left. Raises NotFound, and Conflict where an alias other than
+        `latest` points at the version.
+        """
+        with self._database.write() as connection:
+            rows = fetch(connection, *of_adapter(tenant, name, base_digest), _is(version))
+            if not rows:
+                raise _no_adapter(name, version)
+            holders = [alias for alias, target in rows[0].aliases.items() if target == version and alias != LATEST]
+            if holders:
+                raise Conflict(
+                    f"version {version} of {name!r} is in use by alias {', '.join(holders)}: move or delete that first",
+                    holders,
+                )
+            freed = delete_versions(connection, tenant, rows[0].adapter_id, _is(version))
+        return Deleted(rows, freed)
+
+    def count_hits(self, hits: Mapping[int, int], now: int) -> None:
+        """Add to each version's hits, by id; deleted ones are passed over. `now` is in unix seconds."""
+        if not hits:
+            return
+        counted = update(versions).where(versions.c.id == bindparam("key"))
+        counted = counted.values(hits=versions.c.hits + bindparam("more"), last_used=now)
+        with self._database.write() as connection:
+            connection.execute(counted, [{"key": key, "more": more} for key, more in hits.items()])
+
+
+def _one(connection: Connection, tenant: str, name: str, base_digest: str, version: int | None = None) -> VersionRow:
+    """That version, or the one `latest` points at. Raises NotFound."""
+    which = pointed_at(LATEST) if version is None else numbered(version)
+    found = fetch(connection, *of_adapter(tenant, name, base_digest), which)
+    if not found:
+        raise _no_adapter(name, version)
+    return found[0]
+
+
+def _is(version: int | None) -> ColumnElement[bool]:
+    return true() if version is None else numbered(version)
+
+
+def _no_adapter(name: str, version: int | None = None) -> NotFound:
+    return NotFound(
+        f"there is no adapter {name!r}" if version is None else f"adapter {name!r} has no version {version}"
+    )
+
+
+def _is_done(connection: Connection, step: str) -> bool:
+    return connection.scalar(select(steps.c.name).where(steps.c.name == step)) is not None
+
+
+def _record(connection: Connection, step: str) -> None:
+    connection.execute(insert(steps).values(name=step, done_at=int(time.time())))
