@@ -31,9 +31,9 @@ def targeted_sites(config: Mapping[str, Any], base: BaseInfo) -> set[Site]:
         paths = [site.name, *(prefix + site.name for prefix in base.family.prefixes)]
         if not _matches(target, paths, "target_modules") or _matches(exclude, paths, "exclude_modules"):
             continue
-        if layers is not None and layer_index(paths, patterns) not in layers:
-            continue
-        selected.add(site)
+        whole = isinstance(target, frozenset) and not target.isdisjoint(paths[1:])  # PEFT: whatever its layer
+        if whole or layers is None or layer_index(paths, patterns) in layers:
+            selected.add(site)
     return selected
 
 
