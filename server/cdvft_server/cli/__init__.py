@@ -1,0 +1,43 @@
+"""The command `cdvft`. Each subcommand is a module that is imported when it is called, so that `--help` is fast."""
+
+from importlib.metadata import version
+
+import click
+
+from cdvft_server.cli.commands import LazyGroup
+
+__all__ = ["main"]
+
+COMMANDS = {
+    "serve": ("serve", "Serve a base and its adapters over HTTP."),
+    "train": ("train", "Train an adapter from JSON lines, CSV or TSV."),
+    "push": ("client", "Upload an adapter folder to a server."),
+    "adapters": ("client", "List a server's adapters."),
+    "rm": ("client", "Delete an adapter, or one version of it."),
+    "classify": ("client", "Label or score texts."),
+    "complete": ("client", "Continue a prompt; the text comes as it is generated."),
+    "inspect": ("inspecting", "Show what an adapter folder holds and costs."),
+}
+"""Name: (module in this package, the line in `cdvft --help`)."""
+
+main = LazyGroup(
+    "cdvft",
+    COMMANDS,
+    help="CDVFT adapters: train them, serve thousands from one frozen base, use them by name.",
+    epilog="Every option has an environment variable: --max-length is CDVFT_MAX_LENGTH.",
+)
+main.params.append(
+    click.Option(
+        ["--version"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        help="Show the version.",
+        callback=lambda context, option, wanted: _show_version(context) if wanted else None,
+    )
+)
+
+
+def _show_version(context: click.Context) -> None:
+    click.echo(f"cdvft {version('cdvft')}")
+    context.exit()

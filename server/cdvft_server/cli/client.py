@@ -1,0 +1,184 @@
+"""The commands that ask a running server, through cdvft_client."""
+
+import json
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+from cdvft_client import Adapter, CDVFTError, ClassifiedRow, Client
+
+from cdvft_server.cli.commands import Command, reported
+from cdvft_server.cli.tables import size, table
+
+__all__ = ["adapters", "classify", "complete", "push", "rm"]
+
+AS_JSON = click.option("--json", "as_json", is_flag=True, envvar="CDVFT_JSON", help="Print the server's JSON.")
+
+
+def _asks(function: Callable[..., None]) -> click.Command:
+    """A command with --server and --api-key, whose function gets the client first."""
+
+    def call(server: str | None, api_key: str | None, **options: Any) -> None:
+        with reported(CDVFTError, OSError, ValueError), Client(server, api_key=api_key) as client:
+            function(client, **options)
+
+    call.__doc__, call.__name__ = function.__doc__, function.__name__
+    call.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
+    for option in (
+        click.option("--api-key", metavar="KEY", help="Key for a server that wants one."),
+        click.option("--server", metavar="URL", help="The server; http://127.0.0.1:8000 if left out."),
+    ):
+        call = option(call)
+    return click.command(function.__name__, cls=Command)(call)
+
+
+@_asks
+@click.argument("folder", metavar="DIR", type=click.Path(exists=True, path_type=Path))
+@click.option("--name", help="Name of the adapter; the folder's own if left out.")
+@click.option("--alias", help="A pointer to move to this version besides latest.")
+@click.option("--public", is_flag=True, default=None, help="Let other tenants use it.")
+@click.option("--description", help="A line about it.")
+@AS_JSON
+def push(
+    client: Client,
+    *,
+    folder: Path,
+    name: str | None,
+    alias: str | None,
+    public: bool | None,
+    description: str | None,
+    as_json: bool,
+) -> None:
+    """Upload an adapter folder (or a zip or tar.gz); it can be used as soon as this returns."""
+    made = client.upload(folder, name=name, alias=alias, public=public, description=description)
+    if as_json:
+        _print_json(made.raw)
+        return
+    verb = "uploaded" if made.created else "unchanged:"
+    click.echo(f"{verb} {made.name} version {made.version} ({_kind(made)}, {size(made.bytes)})")
+    click.echo(made.digest)
+
+
+@_asks
+@AS_JSON
+def adapters(client: Client, as_json: bool) -> None:
+    """List the adapters, newest first."""
+    found = list(client.adapters())
+    if as_json:
+        _print_json([adapter.raw for adapter in found])
+        return
+    header = ("NAME", "VERSION", "TASK", "NUMBERS", "HEAD", "BYTES", "ALIASES", "CREATED", "DIGEST")
+    click.echo(table(header, [_row(adapter) for adapter in found]))
+
+
+@_asks
+@click.argument("name", metavar="NAME[@VERSION]")
+@AS_JSON
+def rm(client: Client, name: str, as_json: bool) -> None:
+    """Delete a whole name, or one version of it."""
+    name, at, version = name.partition("@")
+    if at and not (version.isascii() and version.isdecimal()):
+        raise click.UsageError(f"{version!r} is not a version's number; give NAME or NAME@2")
+    deleted = client.delete(name, int(version) if at else None)
+    if as_json:
+        _print_json(deleted.raw)
+    else:
+        what = f"version {version} of {name}" if at else name
+        click.echo(f"deleted {what}, {size(deleted.bytes_freed)} freed")
+
+
+@_asks
+@click.argument("name")
+@click.argument("texts", metavar="TEXT...", nargs=-1, required=True)
+@click.option("--pairs", is_flag=True, help="The texts are first and second of pairs, in turn.")
+@click.option("--top-k", type=click.IntRange(min=1), help="Show this many labels of each text.")
+@click.option("--raw-scores", is_flag=True, default=None, help="Logits instead of probabilities.")
+@click.option("--truncate", is_flag=True, default=None, help="Cut what is longer than the adapter takes.")
+@AS_JSON
+def classify(
+    client: Client,
+    *,
+    name: str,
+    texts: tuple[str, ...],
+    pairs: bool,
+    top_k: int | None,
+    raw_scores: bool | None,
+    truncate: bool | None,
+    as_json: bool,
+) -> None:
+    """Label or score texts with one adapter."""
+    if pairs and len(texts) % 2:
+        raise click.UsageError(f"--pairs needs an even number of texts, there are {len(texts)}")
+    inputs: Any = list(zip(texts[::2], texts[1::2], strict=True)) if pairs else list(texts)
+    answer = client.classify(name, inputs, top_k=top_k, raw_scores=raw_scores, truncate=truncate)
+    if as_json:
+        _print_json(answer.raw)
+        return
+    shown = [" / ".join(pair) for pair in inputs] if pairs else texts
+    click.echo("\n".join(_verdicts(answer.data, shown, top_k)))
+
+
+@_asks
+@click.argument("name")
+@click.argument("prompt")
+@click.option("--chat", is_flag=True, help="The prompt is a user's message.")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Most tokens to add.")
+@click.option("--temperature", type=click.FloatRange(0, 100), help="0 is greedy; 1 if left out.")
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Choose among the likeliest, up to this sum.")
+@click.option("--top-k", type=click.IntRange(min=0), help="Choose among this many; 0 is all.")
+@click.option("--seed", type=int, help="The same seed gives the same text.")
+@click.option("--stop", multiple=True, help="Text to end before; up to four.")
+@AS_JSON
+def complete(
+    client: Client, *, name: str, prompt: str, chat: bool, stop: tuple[str, ...], as_json: bool, **fields: Any
+) -> None:
+    """Continue a prompt with an adapter, or with the base by its own name."""
+    fields = {key: value for key, value in fields.items() if value is not None}
+    if stop:
+        fields["stop"] = list(stop)
+    asked: Any = [{"role": "user", "content": prompt}] if chat else prompt
+    if as_json:
+        answer = client.chat(name, asked, **fields) if chat else client.complete(name, asked, **fields)
+        _print_json(answer.raw)
+        return
+    stream = client.chat_stream(name, asked, **fields) if chat else client.complete_stream(name, asked, **fields)
+    with stream:
+        for chunk in stream:
+            click.echo(chunk.text, nl=False)
+    click.echo()
+
+
+def _verdicts(rows: Sequence[ClassifiedRow], texts: Sequence[str], top_k: int | None) -> list[str]:
+    lines = []
+    for row, text in zip(rows, texts, strict=True):
+        best = [(score.label, score.score) for score in row.scores[: top_k or 1]]
+        verdict = ", ".join(f"{label} {score:.3f}" for label, score in best) or f"{row.score:.4f}"
+        lines.append(f"{verdict}\t{text}")
+    return lines
+
+
+def _row(adapter: Adapter) -> tuple[object, ...]:
+    aliases = ", ".join(f"{alias}={version}" for alias, version in sorted(adapter.aliases.items()))
+    created = datetime.fromtimestamp(adapter.created_at, UTC).strftime("%Y-%m-%d %H:%M")
+    return (
+        adapter.name,
+        adapter.version,
+        adapter.task,
+        adapter.num_parameters,
+        adapter.head_parameters,
+        adapter.bytes,
+        aliases,
+        created,
+        adapter.digest[:19],
+    )
+
+
+def _kind(adapter: Adapter) -> str:
+    labels = f" with {len(adapter.labels)} labels" if adapter.labels else ""
+    return f"{adapter.method} {adapter.task}{labels}, {adapter.num_parameters:,} numbers"
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False, indent=2))

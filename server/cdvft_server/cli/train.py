@@ -1,0 +1,93 @@
+"""`cdvft train classify|lm`: the options are TrainConfig's fields, the defaults its own."""
+
+import json
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+from cdvft.errors import CdvftError
+from cdvft.train import TrainConfig
+from cdvft.train import train as run_training
+
+from cdvft_server import demo
+from cdvft_server.cli.commands import Command, reported
+
+__all__ = ["train"]
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+POSITIVE, RATE = click.IntRange(min=1), click.FloatRange(min=0)
+HELP: dict[str, tuple[Any, str]] = {
+    "base": (str, "Model folder or Hub id; the embedded cdvft-tiny if left out."),
+    "data": (FILE, "Training data: .jsonl, .csv or .tsv."),
+    "eval": (FILE, "Evaluation data; a tenth of the training data if left out."),
+    "out": (click.Path(file_okay=False, path_type=Path), "Folder to write the adapter to."),
+    "method": (str, "Adapter method."),
+    "targets": (str, "Layers: q, k, v, o, gate, up, down, module names, or all-linear."),
+    "partition_size": (POSITIVE, "Block length; the greatest common divisor of a layer's sizes if left out."),
+    "num_factors": (click.IntRange(min=2), "Diagonals; there is one circulant less."),
+    "alpha": (float, "Multiplies the weight change."),
+    "head": (click.Choice(["linear", "standard"]), "One linear layer, or the architecture's own classifier."),
+    "max_length": (POSITIVE, "Longest input in tokens; the base's longest, at most 512, if left out."),
+    "epochs": (POSITIVE, "Passes over the data; the best one is kept."),
+    "batch_size": (POSITIVE, "Inputs per step; 32, for lm 8."),
+    "lr": (RATE, "Learning rate of circulants and diagonals."),
+    "lr_circulant": (RATE, "Learning rate of circulants."),
+    "lr_diagonal": (RATE, "Learning rate of diagonals."),
+    "lr_head": (RATE, "Learning rate of the head."),
+    "weight_decay": (RATE, "AdamW's weight decay."),
+    "seed": (click.IntRange(min=0), "The same seed gives the same adapter on one machine."),
+    "dtype": (click.Choice(["auto", "float32", "bfloat16", "float16"]), "Of the base; auto is float32 on the CPU."),
+    "device": (str, "auto, cpu or cuda."),
+    "template": (FILE, "Chat template (Jinja) for messages; becomes part of the adapter."),
+}
+ONLY_FOR = {"head": "classify", "lr_head": "classify", "template": "lm"}
+
+
+@click.group()
+def train() -> None:
+    """Train an adapter; the last line on standard output is JSON with the evaluation's figures."""
+
+
+def _options(task: Literal["classify", "lm"]) -> Callable[[Any], Any]:
+    def decorate(function: Any) -> Any:
+        for field in reversed(fields(TrainConfig)):
+            if field.name == "task" or ONLY_FOR.get(field.name, task) != task:
+                continue
+            kind, text = HELP[field.name]
+            default = None if field.name in ("base", "data", "out") else field.default
+            function = click.option(
+                f"--{field.name.replace('_', '-')}",
+                type=kind,
+                default=default,
+                show_default=default is not None,
+                required=field.name in ("data", "out"),
+                help=text,
+            )(function)
+        return function
+
+    return decorate
+
+
+@train.command(cls=Command)
+@_options("classify")
+def classify(**options: Any) -> None:
+    """Rows have `text`, optional `text2`, and `label`, or `score` for a regression."""
+    _run("classify", options)
+
+
+@train.command(cls=Command)
+@_options("lm")
+def lm(**options: Any) -> None:
+    """Rows have `text`, or `prompt` and `completion`, or `messages`; only completions and answers are learnt."""
+    _run("lm", options)
+
+
+def _run(task: Literal["classify", "lm"], options: dict[str, Any]) -> None:
+    base = options.pop("base") or str(demo.base_path())
+    with reported(CdvftError, OSError):
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        click.echo(json.dumps(run_training(TrainConfig(task=task, base=base, **options))))
