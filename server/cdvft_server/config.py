@@ -17,8 +17,15 @@ from cdvft_server.naming import check_name
 __all__ = ["OTHER_VARIABLES", "ServeConfig"]
 
 PREFIX = "CDVFT_"
-OTHER_VARIABLES = ("CDVFT_SERVER", "CDVFT_API_KEY", "CDVFT_PORT", "CDVFT_TRIAL_INPUTS")
-"""Variables that belong to the client, to the Makefile and to the tests."""
+OTHER_VARIABLES = tuple(
+    PREFIX + name
+    for name in (
+        "SERVER API_KEY TRIAL_INPUTS ALIAS ALPHA BATCH_SIZE CHAT DATA DESCRIPTION EPOCHS EVAL HEAD JSON LR LR_CIRCULANT "
+        "LR_DIAGONAL LR_HEAD MAX_LENGTH MAX_TOKENS METHOD NAME NUM_FACTORS OUT PAIRS PARTITION_SIZE PUBLIC RAW_SCORES "
+        "SEED STOP TARGETS TEMPERATURE TEMPLATE TOP_K TOP_P TRUNCATE WEIGHT_DECAY"
+    ).split()
+)
+"""Variables of the client, of the other commands' options and of the tests."""
 
 Bytes = Annotated[ByteSize, Field(gt=0)]
 

@@ -3,6 +3,7 @@
 import json
 import random
 import shlex
+from itertools import islice
 
 from cdvft_client import Adapter, CDVFTError, Client
 
@@ -11,6 +12,7 @@ from cdvft_server.demo.language import TOPICS, WRITERS, language
 __all__ = ["announcement"]
 
 PROMPT, TEXT = "Once upon a time", "This is the best day of the year."
+MOST = 1000  # adapters to look at: they are asked for in pages
 DEMO = "Demo"  # the description of the adapters that come with the embedded base
 
 
@@ -20,10 +22,11 @@ def announcement(url: str, *, embedded: bool) -> str:
     try:
         with Client(url) as client:
             base = next(model.id for model in client.models() if model.parent is None)
-            adapters = sorted(client.adapters(), key=lambda adapter: adapter.description != DEMO)
+            adapters = sorted(islice(client.adapters(), MOST), key=lambda adapter: adapter.description != DEMO)
     except CDVFTError:
         return f"ready on {url}"
-    lines = [f"{base} is ready on {url} with {len(adapters)} adapter{'' if len(adapters) == 1 else 's'}"]
+    count = f"{MOST:,} or more" if len(adapters) == MOST else str(len(adapters))
+    lines = [f"{base} is ready on {url} with {count} adapter{'' if len(adapters) == 1 else 's'}"]
     writer = next((adapter for adapter in adapters if adapter.task == "lm"), None)
     scorers = [adapter for adapter in adapters if adapter.task != "lm"]
     labeller = next((adapter for adapter in scorers if adapter.task == "classification"), next(iter(scorers), None))
