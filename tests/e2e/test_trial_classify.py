@@ -63,7 +63,7 @@ def served_labels(client: Client, task: str, texts: list[str | tuple[str, str]])
 @pytest.mark.parametrize("task", TASKS)
 def test_accuracy_through_the_server_is_the_trainers_own(task: str, client: Client, folders: dict[str, Path]) -> None:
     """Every row's label, and so the accuracy, equals the trainer's evaluation, fp32, to the last example."""
-    from cdvft.train import evaluate
+    from cdvft.train.evaluate import evaluate
 
     split = inputs.data(task, TASKS[task][2])
     rows = inputs.rows(split)

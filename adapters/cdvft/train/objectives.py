@@ -18,11 +18,15 @@ __all__ = ["Classification", "Evaluation", "LanguageModel", "Objective", "Regres
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`metrics` by their names in the report; `rank` is compared between epochs, larger is better."""
+    """`metrics` by their names in the report; `rank` is compared between epochs, larger is better.
+
+    `outputs [N, outputs]`: what the head gave for each item, in the items' order; None for lm.
+    """
 
     loss: float
     metrics: dict[str, float]
     rank: tuple[float, ...]
+    outputs: Tensor | None = None
 
 
 class Objective(Protocol):
@@ -39,17 +43,12 @@ class Classification:
         return functional.cross_entropy(trainee.outputs(batch), _labels(batch))
 
     def evaluate(self, trainee: Trainee, items: Sequence[Item], batch_size: int) -> Evaluation:
-        predicted: list[int] = []
-        true: list[int] = []
-        total = 0.0
-        for batch in ordered_batches(items, batch_size, trainee.device):
-            logits, labels = trainee.outputs(batch), _labels(batch)
-            total += functional.cross_entropy(logits, labels, reduction="sum").item()
-            predicted += logits.argmax(-1).tolist()
-            true += labels.tolist()
-        loss = total / len(true)
+        logits = _all_outputs(trainee, items, batch_size)
+        true = [int(item.target) for item in items]
+        predicted = logits.argmax(-1).tolist()
+        loss = functional.cross_entropy(logits, torch.tensor(true)).item()
         metrics = {"accuracy": accuracy(predicted, true), "matthews": matthews(predicted, true)}
-        return Evaluation(loss, metrics, (metrics["accuracy"], -loss))
+        return Evaluation(loss, metrics, (metrics["accuracy"], -loss), logits)
 
 
 @dataclass(frozen=True)
@@ -63,14 +62,11 @@ class Regression:
         return functional.mse_loss(trainee.outputs(batch)[:, 0] / self.spread, scores / self.spread)
 
     def evaluate(self, trainee: Trainee, items: Sequence[Item], batch_size: int) -> Evaluation:
-        predicted: list[float] = []
-        true: list[float] = []
-        for batch in ordered_batches(items, batch_size, trainee.device):
-            predicted += trainee.outputs(batch)[:, 0].tolist()
-            true += batch.targets
+        scores = _all_outputs(trainee, items, batch_size)
+        predicted, true = scores[:, 0].tolist(), [item.target for item in items]
         squares = math.fsum((p - t) ** 2 for p, t in zip(predicted, true, strict=True))
         loss = squares / len(true) / self.spread**2
-        return Evaluation(loss, {"pearson": pearson(predicted, true)}, (-loss,))
+        return Evaluation(loss, {"pearson": pearson(predicted, true)}, (-loss,), scores)
 
 
 @dataclass(frozen=True)
@@ -89,6 +85,14 @@ class LanguageModel:
             tokens += count
         mean = total / tokens
         return Evaluation(mean, {"perplexity": math.exp(min(mean, 700.0))}, (-mean,))
+
+
+def _all_outputs(trainee: Trainee, items: Sequence[Item], batch_size: int) -> Tensor:
+    """The head's outputs `[N, outputs]` on the CPU, in the items' order; inputs of similar lengths share a batch."""
+    order = sorted(range(len(items)), key=lambda k: -len(items[k].ids))
+    batches = ordered_batches(items, batch_size, trainee.device)
+    rows = torch.cat([trainee.outputs(batch).cpu() for batch in batches])
+    return torch.empty_like(rows).index_copy_(0, torch.tensor(order), rows)
 
 
 def _labels(batch: Batch) -> Tensor:

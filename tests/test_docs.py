@@ -1,0 +1,39 @@
+"""Docs that fail the build: every setting, error code, command and metric has its place in docs/."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from cdvft_server.config import ServeConfig
+from cdvft_server.errors import CODES
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+
+
+def text(name: str) -> str:
+    return (DOCS / name).read_text()
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_every_error_code_is_explained_with_its_status(code: str) -> None:
+    rows = [line for line in text("api.md").splitlines() if f"`{code}`" in line and line.startswith("|")]
+    assert any(row.startswith(f"| {CODES[code]} |") for row in rows), rows
+
+
+@pytest.mark.parametrize("field", ServeConfig.model_fields)
+def test_every_setting_is_listed(field: str) -> None:
+    option = "--" + field.replace("_", "-")
+    assert f"| `{option}` | `CDVFT_{field.upper()}` |" in text("configuration.md")
+
+
+def test_no_setting_is_listed_that_does_not_exist() -> None:
+    listed = re.findall(r"^\| `--([a-z-]+)` \|", text("configuration.md"), re.M)
+    assert sorted(listed) == sorted(field.replace("_", "-") for field in ServeConfig.model_fields)
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.glob("*.md")]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
