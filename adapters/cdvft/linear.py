@@ -110,7 +110,7 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.linear(x)
-        self.context.add_delta(self.site, x.view(-1, self.site.d_in), y.view(-1, self.site.d_out))
+        self.context.add_delta(self.site, x.reshape(-1, self.site.d_in), y.view(-1, self.site.d_out))
         return y
 
 

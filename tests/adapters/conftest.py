@@ -9,6 +9,11 @@ from tests.tiny import tiny_bert, tiny_llama, tiny_roberta
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory) -> Backbone:
     return load_backbone(str(tiny_llama(tmp_path_factory.mktemp("bases") / "tiny-llama", seed=1)))
