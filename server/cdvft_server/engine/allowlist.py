@@ -39,7 +39,10 @@ def refuse_unsupported(backbone: Backbone, context_length: int) -> None:
 
 def _rules(kind: str, context: int) -> Mapping[str, tuple[Callable[[Any], bool], str]]:
     """What sensitive keys may say; the others must be unset."""
-    window = (lambda value: not value or value >= context), f"unset or at least the served context of {context} tokens"
+    window = (
+        (lambda value: not value or (type(value) is int and value >= context)),
+        f"unset or at least the served context of {context} tokens",
+    )
     causal = kind == "decoder"
     return {
         "rope_parameters": (_rope, f"of rope_type {', '.join(ROPE_TYPES)} over the whole head"),

@@ -41,6 +41,11 @@ class EngineConfig:
     kv_tokens: int | None = None
     max_queue: int = 1024
 
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, it is {value}")
+
 
 @dataclass
 class EngineStats(Counters):
@@ -59,8 +64,9 @@ class Engine:
         """Adapts the backbone's layers in place. Raises UnsupportedBase where the allow-list refuses its config."""
         self.config = config or EngineConfig()
         self.backbone = backbone
-        self._arena = _arena(backbone, self.config)
-        self.context_length = _context_length(backbone, self.config, self._arena)
+        longest = _longest(backbone, self.config)
+        self._arena = _arena(backbone, self.config, longest)
+        self.context_length = longest if self._arena is None else min(longest, self._arena.size)
         refuse_unsupported(backbone, self.context_length)
         self._context = AdapterContext()
         adapt(backbone.model, backbone.info.sites, self._context)
@@ -188,6 +194,7 @@ class Engine:
     def _cancel_rest(self) -> None:
         with self._changed:
             rest = list(self._live.values())
+            self._arrivals = []
         for sequence in rest:
             self._core.finish(sequence, "cancelled")
 
@@ -202,15 +209,14 @@ def _limits(backbone: Backbone, context_length: int) -> Limits:
     return Limits(backbone.info.family.kind, config.vocab_size, types, context_length)
 
 
-def _context_length(backbone: Backbone, config: EngineConfig, arena: KvArena | None) -> int:
+def _longest(backbone: Backbone, config: EngineConfig) -> int:
     longest = backbone.info.max_length
-    if config.context_length is not None and not 1 <= config.context_length <= longest:
-        raise ValueError(f"context_length must be from 1 to the base's {longest}, it is {config.context_length}")
-    served = config.context_length or longest
-    return served if arena is None else min(served, arena.size)
+    if config.context_length is not None and config.context_length > longest:
+        raise ValueError(f"context_length must be at most the base's {longest}, it is {config.context_length}")
+    return config.context_length or longest
 
 
-def _arena(backbone: Backbone, config: EngineConfig) -> KvArena | None:
+def _arena(backbone: Backbone, config: EngineConfig, context: int) -> KvArena | None:
     """`kv_tokens`, or what the default memory holds (see EngineConfig)."""
     if config.kv_tokens is not None:
         return kv_arena(backbone, config.kv_tokens)
@@ -218,4 +224,4 @@ def _arena(backbone: Backbone, config: EngineConfig) -> KvArena | None:
     if backbone.device.type == "cuda":
         memory = int(torch.cuda.mem_get_info(backbone.device)[0] * KV_SHARE)
     fitting = memory // KvArena.token_bytes(dtype=backbone.dtype, **kv_shape(backbone))
-    return kv_arena(backbone, min(fitting, KV_CONTEXTS * (config.context_length or backbone.info.max_length)))
+    return kv_arena(backbone, min(fitting, KV_CONTEXTS * context))
