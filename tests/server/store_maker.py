@@ -1,0 +1,34 @@
+"""Uploads for store tests: real bytes, digests of their own, no tensors."""
+
+import hashlib
+from pathlib import Path
+
+from cdvft.files import AdapterFiles
+from cdvft_server.store import NewVersion, Store, VersionRow
+
+ME = "default"
+BASE = "sha256:" + "b" * 64
+OTHER_BASE = "sha256:" + "c" * 64
+CONFIG = b'{"peft_type": "CDVFT"}'  # shared by all, as configs of one training script are
+
+
+def url_of(folder: Path) -> str:
+    return f"sqlite:///{folder}/store.db"
+
+
+def digest_of(text: str) -> str:
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def weights_of(text: str, size: int = 100) -> bytes:
+    return hashlib.shake_256(text.encode()).digest(size)
+
+
+def new(text: str, base: str = BASE, *, size: int = 100, template: bytes | None = None) -> NewVersion:
+    """The version whose content is given by `text`."""
+    files = AdapterFiles(CONFIG, weights_of(text, size), template)
+    return NewVersion(files, digest_of(text), base, None, {"method": "cdvft", "task": "lm", "text": text})
+
+
+def put(store: Store, name: str, text: str, tenant: str = ME, base: str = BASE, **options: object) -> VersionRow:
+    return store.put_version(tenant, name, new(text, base), **options)[0]
