@@ -1,11 +1,15 @@
 """The frozen base, loaded once and the same way for training and serving."""
 
+import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
@@ -67,12 +71,15 @@ def load_backbone(base: str, *, device: str = "cpu", dtype: str = "auto", name: 
 
     `dtype` auto is float32 on the CPU and the checkpoint's own elsewhere.
     """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise UnsupportedBase(f"dtype {dtype!r} is not known; known: auto, {', '.join(DTYPES)}")
     path = resolve_base(base)
-    config = AutoConfig.from_pretrained(path)
-    family = family_of(config.model_type)
     torch_dtype = DTYPES.get(dtype) or (torch.float32 if torch.device(device).type == "cpu" else "auto")
-    checkpoint = checkpoint_tensors(path)
-    model, lm_head = _load_model(path, family, torch_dtype, checkpoint)
+    with _named_errors(path):
+        family = family_of(json.loads((path / "config.json").read_bytes()).get("model_type"))
+        config = AutoConfig.from_pretrained(path)
+        model, lm_head = _load_model(path, family, torch_dtype, checkpoint_tensors(path))
+        tokenizer = AutoTokenizer.from_pretrained(path)
     model.requires_grad_(False).eval().to(device)
     info = BaseInfo(
         name=name or (path.name if Path(base).exists() else base.rsplit("/", 1)[-1]),
@@ -83,10 +90,20 @@ def load_backbone(base: str, *, device: str = "cpu", dtype: str = "auto", name: 
         max_length=_max_length(config, family),
         has_pooler=getattr(model, "pooler", None) is not None,
     )
-    tokenizer = AutoTokenizer.from_pretrained(path)
     if lm_head is not None:
         lm_head.requires_grad_(False).to(device)
     return Backbone(info, path, config, model, lm_head, tokenizer, _eos_ids(path, config))
+
+
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """What transformers and safetensors raise for a damaged checkpoint, as UnsupportedBase."""
+    try:
+        yield
+    except UnsupportedBase:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, SafetensorError) as error:
+        raise UnsupportedBase(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
 
 
 def _load_model(path: Path, family: Family, dtype: Any, checkpoint: set[str]) -> tuple[Any, nn.Module | None]:

@@ -50,9 +50,9 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
-def family_of(model_type: str) -> Family:
+def family_of(model_type: object) -> Family:
     """The family of a config's `model_type`. Raises UnsupportedBase listing those served."""
-    family = FAMILIES.get(model_type)
+    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if family is None:
         raise UnsupportedBase(f"model_type {model_type!r} is not served; served: {', '.join(FAMILIES)}")
     return family
