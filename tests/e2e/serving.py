@@ -86,8 +86,9 @@ class _Reader(Thread):
     def run(self) -> None:
         stream = self.server.process.stdout
         if stream is not None:
-            for line in stream:
-                self.server.log.append(line)
+            with stream:
+                for line in stream:
+                    self.server.log.append(line)
 
     def wait_for_ready(self) -> bool:
         transport = httpx.HTTPTransport(retries=0)

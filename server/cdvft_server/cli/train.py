@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,15 +56,15 @@ def _options(task: Literal["classify", "lm"]) -> Callable[[Any], Any]:
             if field.name == "task" or ONLY_FOR.get(field.name, task) != task:
                 continue
             kind, text = HELP[field.name]
-            default = None if field.name in ("base", "data", "out") else field.default
-            function = click.option(
-                f"--{field.name.replace('_', '-')}",
-                type=kind,
-                default=default,
-                show_default=default is not None,
-                required=field.name in ("data", "out"),
-                help=text,
-            )(function)
+            option = f"--{field.name.replace('_', '-')}"
+            if field.name in ("data", "out"):
+                function = click.option(option, type=kind, required=True, help=text)(function)
+            elif field.default in (None, MISSING):
+                function = click.option(option, type=kind, help=text)(function)
+            else:
+                function = click.option(option, type=kind, default=field.default, show_default=True, help=text)(
+                    function
+                )
         return function
 
     return decorate

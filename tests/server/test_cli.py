@@ -1,0 +1,340 @@
+"""The command line: without a server in this process, then with a real one in a process of its own."""
+
+import json
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import httpx
+import pytest
+from cdvft.backbone import load_backbone
+from cdvft.checkpoint import adapter_files, write_folder
+from cdvft_server.cli import main
+from cdvft_server.config import OTHER_VARIABLES, ServeConfig
+from click.testing import CliRunner, Result
+
+from tests.e2e.serving import Server, start
+from tests.tiny import random_adapter, tiny_llama, tiny_roberta
+
+Run = Callable[..., Result]
+Names = tuple[str, ...]
+CLI = (sys.executable, "-m", "cdvft_server.cli")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """llama, roberta; adapters/{writer,labeller,scorer} of llama, encoder/labeller of roberta."""
+    root = tmp_path_factory.mktemp("cli")
+    for make, kind, where, tasks in (
+        (tiny_llama, "llama", "adapters", {"writer": "lm", "labeller": "classification", "scorer": "regression"}),
+        (tiny_roberta, "roberta", "encoder", {"labeller": "classification"}),
+    ):
+        info = load_backbone(str(make(root / kind))).info
+        for seed, (name, task) in enumerate(tasks.items()):
+            adapter = random_adapter(info, seed, task)  # type: ignore[arg-type]
+            write_folder(root / where / name, adapter_files(adapter, info))
+    return root
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Server]:
+    running = start(folder / "store.db", "--base", str(folder / "llama"), "--adapters", str(folder / "adapters"))
+    yield running
+    if running.process.poll() is None:
+        running.stop()
+
+
+@pytest.fixture
+def run(server: Server) -> Run:
+    """A client command against the server."""
+
+    def invoke(*args: object, code: int = 0) -> Result:
+        result = CliRunner().invoke(main, [str(arg) for arg in args], env={"CDVFT_SERVER": server.url})
+        assert result.exit_code == code, result.output
+        return result
+
+    return invoke
+
+
+def alone(*args: object) -> Result:
+    return CliRunner().invoke(main, [str(arg) for arg in args])
+
+
+def commands(group: click.Command = main, path: Names = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    if isinstance(group, click.Group):
+        for name in group.list_commands(click.Context(group)):
+            found = group.get_command(click.Context(group), name)
+            assert found is not None
+            yield from commands(found, (*path, name))
+    else:
+        yield path, group
+
+
+def test_help_of_every_command_and_the_version() -> None:
+    assert {" ".join(path) for path, _ in commands()} == {
+        "serve", "train classify", "train lm", "push", "adapters", "rm", "classify", "complete", "inspect",
+    }  # fmt: skip
+    for path, command in commands():
+        result = alone(*path, "--help")
+        assert result.exit_code == 0
+        for option in command.params:
+            if isinstance(option, click.Option):
+                assert option.help, (path, option.name)
+                assert option.opts[0] in result.output
+    assert re.fullmatch(r"cdvft \d+\.\d+\.\d+\n", alone("--version").output)
+
+
+def test_help_loads_neither_torch_nor_the_web_server() -> None:
+    heavy = ("torch", "transformers", "fastapi", "pydantic", "httpx")
+    for command in ("", "train classify"):
+        code = f"""
+import sys
+from cdvft_server.cli import main
+main({command.split()} + ["--help"], standalone_mode=False)
+print([name for name in {heavy} if name in sys.modules], file=sys.stderr)
+"""
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert result.stderr == "[]\n", command
+        assert "Usage" in result.stdout
+
+
+def test_every_option_has_a_variable_that_the_server_knows() -> None:
+    known = {f"CDVFT_{name.upper()}" for name in ServeConfig.model_fields}
+    variables = set()
+    for path, command in commands():
+        options = [p for p in command.params if isinstance(p, click.Option) and p.name]
+        if path != ("serve",):
+            assert all(option.envvar == f"CDVFT_{_name(option)}" for option in options), path
+            variables |= {str(option.envvar) for option in options}
+        else:
+            assert {f"CDVFT_{_name(option)}" for option in options} == known
+    assert variables <= known | set(OTHER_VARIABLES)
+
+
+def _name(option: click.Option) -> str:
+    return option.opts[0].removeprefix("--").replace("-", "_").upper()
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["fly"], 2, "No such command 'fly'"),
+        (["serve", "--prot", "1"], 2, "No such option"),
+        (["serve", "--port", "many"], 2, "--port: Input should be a valid integer"),
+        (["serve", "--port", "65536"], 2, "--port: Input should be less than or equal to 65535"),
+        (["serve", "--dtype", "int3"], 2, "--dtype: Input should be 'auto'"),
+        (["serve", "--served-name", "a b"], 2, "--served-name: the served name breaks the rule"),
+        (["serve", "--host", "0.0.0.0", "--port", "0"], 1, "--allow-unauthenticated"),
+        (["serve", "--host", "no.such.host.invalid"], 1, "cannot listen on no.such.host.invalid port 8000"),
+        (["serve", "--base", "./nowhere", "--port", "0"], 1, "no config.json there"),
+        (["serve", "--database", "mysql://x/y", "--port", "0"], 1, "mysql"),
+        (["train", "classify"], 2, "Missing option '--data'"),
+        (["train", "classify", "--data", "none.jsonl", "--out", "x"], 2, "'none.jsonl' does not exist"),
+        (["inspect", "."], 1, "has no adapter_config.json"),
+        (["rm", "name@prod"], 2, "'prod' is not a version's number"),
+        (["classify", "x", "--pairs", "one"], 2, "--pairs needs an even number of texts, there are 1"),
+        (["classify", "x"], 2, "Missing argument 'TEXT...'"),
+        (["push", "none"], 2, "'none' does not exist"),
+        (["adapters", "--server", "http://127.0.0.1:1"], 1, "127.0.0.1:1"),
+        (["adapters", "--server", "nonsense"], 1, "nonsense"),
+    ],
+)
+def test_mistakes_are_one_clear_line(folder: Path, args: list[str], code: int, message: str) -> None:
+    """On standard error, after the usage where the command line itself was wrong."""
+    if args[0] in ("serve", "inspect") and "--base" not in args:
+        args = [*args, "--base", str(folder / "llama")]
+    variables = {"CDVFT_DATABASE": f"sqlite:///{folder}/mistakes.db"}
+    if "--host" not in args:
+        variables["CDVFT_PORT"] = "0"
+    result = CliRunner().invoke(main, args, env=variables)
+    assert result.exit_code == code, result.output
+    assert isinstance(result.exception, SystemExit)
+    assert result.stdout == ""
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("Error: ")
+    assert message in last
+
+
+def test_variables_are_checked_like_options() -> None:
+    result = CliRunner().invoke(main, ["serve"], env={"CDVFT_PORT": "many"})
+    assert result.exit_code == 2
+    assert "CDVFT_PORT: Input should be a valid integer" in result.output
+    result = CliRunner().invoke(main, ["serve"], env={"CDVFT_PROT": "1"})
+    assert result.exit_code == 2
+    assert "unknown variables CDVFT_PROT" in result.output
+
+
+def test_a_port_in_use_is_told_before_anything_is_loaded(folder: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = alone("serve", "--base", folder / "llama", "--port", port)
+    assert result.exit_code == 1
+    assert result.output == (
+        f"Error: cannot listen on 127.0.0.1 port {port}: Address already in use; give another --port or --host\n"
+    )
+
+
+def test_the_announced_calls_work_as_pasted(server: Server) -> None:
+    text = wait_for_line(server, "classify:")
+    assert f"llama is ready on {server.url} with 3 adapters" in text
+    lines = [line.strip() for line in text.splitlines() if line.strip().startswith("curl ")]
+    assert len(lines) == 2
+    for line, route, model in zip(lines, ("completions", "classify"), ("writer", "labeller"), strict=True):
+        _, url, flag, header, data_flag, data = shlex.split(line)
+        assert (url, flag, data_flag) == (f"{server.url}/v1/{route}", "-H", "-d")
+        name, _, value = header.partition(": ")
+        answer = httpx.post(url, headers={name: value}, content=data).raise_for_status()
+        assert answer.headers["x-adapter"] == model
+        assert answer.headers["x-adapter-mode"] == "fft"
+
+
+def wait_for_line(server: Server, wanted: str) -> str:
+    """The server's output once the line after `wanted` is there."""
+    for _ in range(1200):
+        lines = "".join(server.log).splitlines()
+        if wanted in lines and len(lines) > lines.index(wanted) + 1:
+            return "\n".join(lines)
+        with pytest.raises(subprocess.TimeoutExpired):
+            server.process.wait(timeout=0.1)
+    raise AssertionError("".join(server.log))
+
+
+def test_push_list_and_remove(run: Run, folder: Path) -> None:
+    source = folder / "adapters" / "writer"
+    assert re.match(
+        r"uploaded mine version 1 \(cdvft lm, [\d,]+ numbers, ", run("push", source, "--name", "mine").output
+    )
+    assert run("push", source, "--name", "mine").output.startswith("unchanged: mine version 1")
+    other = run("push", folder / "adapters" / "scorer", "--name", "mine", "--alias", "prod", "--json")
+    made = json.loads(other.output)
+    assert (made["version"], made["aliases"]) == (2, {"latest": 2, "prod": 2})
+    lines = run("adapters").output.splitlines()
+    row = next(line for line in lines if line.startswith("mine "))
+    assert re.match(rf"mine +2 +regression .*latest=2, prod=2 .*{made['digest'][:19]}", row)
+    assert json.loads(run("adapters", "--json").output)[0]["name"] == "mine"
+    assert "alias prod" in run("rm", "mine@2", code=1).output
+    assert run("rm", "mine@1").output.startswith("deleted version 1 of mine, ")
+    assert run("rm", "mine").output.startswith("deleted mine, ")
+    assert "404 model_not_found" in run("rm", "mine", code=1).output
+
+
+def test_push_takes_the_folder_name_and_refuses_other_bases(run: Run, folder: Path) -> None:
+    assert run("push", folder / "adapters" / "writer").output.startswith("unchanged: writer version 1")
+    refused = run("push", folder / "encoder" / "labeller", "--name", "foreign", code=1).output
+    assert "422 invalid_adapter" in refused
+    assert "trained on another base" in refused
+
+
+def test_classify_prints_a_line_for_each_text(run: Run) -> None:
+    lines = run("classify", "labeller", "hello", "the cat").output.splitlines()
+    assert [re.sub(r"\d\.\d+", "N", line) in ("no N\thello", "yes N\thello") for line in lines] == [True, False]
+    both = run("classify", "labeller", "hello", "--top-k", 2).output
+    shown = dict(part.split() for part in both.split("\t")[0].split(", "))
+    assert set(shown) == {"no", "yes"}
+    assert sum(map(float, shown.values())) == pytest.approx(1, abs=2e-3)
+    assert re.fullmatch(r"-?\d+\.\d{4}\thello\n", run("classify", "scorer", "hello").output)
+    pairs = json.loads(run("classify", "labeller", "--pairs", "a", "b", "--json").output)
+    joint = json.loads(run("classify", "labeller", "a", "--json").output)
+    assert len(pairs["data"]) == 1
+    assert pairs["data"][0]["score"] != joint["data"][0]["score"]
+    assert "at most" in run("classify", "labeller", "x" * 400, code=1).output
+    assert run("classify", "labeller", "x" * 400, "--truncate").output
+
+
+def test_complete_streams_the_same_text_that_json_has(run: Run) -> None:
+    greedy = ("--max-tokens", 12, "--temperature", 0)
+    for name in ("writer", "llama"):
+        whole = json.loads(run("complete", name, "hello", *greedy, "--json").output)
+        assert run("complete", name, "hello", *greedy).output == whole["choices"][0]["text"] + "\n"
+    chat = json.loads(run("complete", "writer", "hello", "--chat", *greedy, "--json").output)
+    assert (
+        run("complete", "writer", "hello", "--chat", *greedy).output == chat["choices"][0]["message"]["content"] + "\n"
+    )
+    seeded = ("complete", "writer", "hello", "--max-tokens", 20, "--seed", 5)
+    assert run(*seeded).output == run(*seeded).output
+    assert "wrong_task" in run("complete", "labeller", "hello", code=1).output
+
+
+def test_inspect_shows_what_the_folder_costs(folder: Path) -> None:
+    base = ("--base", folder / "llama")
+    shown = alone("inspect", folder / "adapters" / "labeller", *base)
+    assert shown.exit_code == 0
+    found = json.loads(alone("inspect", folder / "adapters" / "labeller", *base, "--json").output)
+    assert found["labels"] == ["no", "yes"]
+    assert found["base_verified"] is True
+    assert found["head"] == {"type": "linear", "pooling": "last", "outputs": 2}
+    # two layers' q [32, 32] and v [16, 32]: three vectors; blocks of gcd 16 in v: 32 + 2 * 16 + 16
+    assert found["parameters"] == 2 * (3 * 32 + 32 + 2 * 16 + 16) == sum(s["parameters"] for s in found["sites"])
+    assert found["head_parameters"] == 2 * 32 + 2
+    assert found["flops_per_token"] == sum(site["flops_per_token"] for site in found["sites"]) > 0
+    files = folder / "adapters" / "labeller"
+    assert found["disk_bytes"] == sum(path.stat().st_size for path in files.iterdir())
+    for fact in (found["digest"], "no, yes", "352, and 66 in the head", "layers.1.self_attn.v_proj  32 -> 16"):
+        assert fact in shown.output
+
+
+def test_train_then_push_then_ask(run: Run, folder: Path) -> None:
+    """The whole way, from JSON lines to answers, and the last line of standard output is the result."""
+    rows = [{"text": ("abc", "xyz")[k % 2] * (k % 3 + 1), "label": ("early", "late")[k % 2]} for k in range(64)]
+    data, out = folder / "letters.jsonl", folder / "letters"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    args = ["train", "classify", "--base", folder / "llama", "--data", data, "--out", out]
+    options = ["--targets", "all-linear", "--epochs", 4, "--lr", "1e-2", "--lr-head", "3e-2", "--batch-size", 8]
+    trained = subprocess.run([*CLI, *map(str, args + options)], capture_output=True, text=True, check=True)
+    assert "epoch 4/4" in trained.stderr
+    result = json.loads(trained.stdout.splitlines()[-1])
+    assert {"accuracy", "matthews", "parameters", "seconds", "truncated"} <= set(result)
+    assert result["accuracy"] == 1.0
+    made = json.loads(run("push", out, "--json").output)
+    assert made["digest"] == result["digest"]
+    answers = run("classify", "letters", "abcabc", "xyzxyz").output.splitlines()
+    assert [line.split()[0] for line in answers] == ["early", "late"]
+    variables = {"CDVFT_EPOCHS": "none"}
+    wrong = CliRunner().invoke(main, [str(arg) for arg in args], env=variables)
+    assert wrong.exit_code == 2
+    assert "'none' is not a valid integer" in wrong.output
+
+
+def test_train_errors_are_one_line(folder: Path) -> None:
+    data = folder / "broken.jsonl"
+    data.write_text('{"text": "x", "label": 1}\n{"text": "y"}\n')
+    result = alone("train", "classify", "--base", folder / "llama", "--data", data, "--out", folder / "never")
+    assert result.exit_code == 1
+    assert result.output == f"Error: {data}:2: a row has either a label or a score; this has text\n"
+
+
+def test_several_adapters_after_one_option_and_an_encoder_announces_no_generation(folder: Path) -> None:
+    info = load_backbone(str(folder / "roberta")).info
+    for name, seed in (("one", 1), ("two", 2)):
+        write_folder(folder / "more" / name, adapter_files(random_adapter(info, seed, "classification"), info))
+    more = [str(folder / "more" / "one"), str(folder / "more" / "two")]
+    server = start(folder / "encoder.db", "--adapters", *more, "--base", str(folder / "roberta"))
+    text = wait_for_line(server, "classify:")
+    assert "with 2 adapters" in text
+    assert "generate:" not in text
+    assert server.stop() == 0
+
+
+def test_ctrl_c_drains(server: Server) -> None:
+    """A stream that runs when the signal comes is answered to its end, and the exit code is 0. Ends the server."""
+    body = {"model": "writer", "prompt": "hi", "max_tokens": 200, "stream": True, "ignore_eos": True}
+    pieces = 0
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
+        for line in response.iter_lines():
+            if line.startswith("data: {"):
+                pieces += 1
+                if pieces == 1:
+                    server.process.send_signal(signal.SIGINT)
+                last = json.loads(line.removeprefix("data: "))
+        assert line == ""
+    assert last["choices"][0]["finish_reason"] == "length"
+    assert server.process.wait(timeout=60) == 0
+    assert "Traceback" not in "".join(server.log)
