@@ -47,6 +47,15 @@ def test_the_kept_tokens_and_their_weights(logits, p):
     np.testing.assert_allclose(own, expected, rtol=1e-9, atol=1e-15)
 
 
+@given(st.integers(0, 1000), st.integers(1, 3000), st.floats(0.01, 3), sampled)
+def test_large_vocabularies_with_ties(seed, size, spread, p):
+    generator = torch.Generator().manual_seed(seed)
+    logits = (torch.randn(size, generator=generator) * spread).half().float()  # halves tie often
+    expected, margin = oracle(logits.tolist(), p)
+    assume(margin > 1e-9 or p.top_p == 1)
+    np.testing.assert_allclose(probabilities(logits, p).numpy(), expected, rtol=1e-9, atol=1e-15)
+
+
 @given(rows, sampled, st.integers(0, 10_000))
 def test_the_token_is_the_first_whose_sum_exceeds_the_draw(logits, p, step):
     weights, margin = oracle(logits, p)
