@@ -13,8 +13,9 @@ from cdvft.backbone import Backbone
 from cdvft.linear import AdapterContext
 from torch import Tensor
 
-from cdvft_server.engine.attention import AttentionPlan, CausalMask, Piece, pieces_of
+from cdvft_server.engine.attention import AttentionPlan, Piece, pieces_of
 from cdvft_server.engine.batch import Batch, Segment
+from cdvft_server.engine.kernels import KernelMaker
 from cdvft_server.engine.kv import KvArena
 
 __all__ = ["Output", "Runner", "attention_by", "kv_arena", "kv_shape"]
@@ -36,7 +37,7 @@ class Runner:
         self.device = backbone.device
         config = backbone.config
         groups = config.num_attention_heads // kv_shape(backbone)["kv_heads"]
-        self._mask = CausalMask(groups, backbone.dtype, self.device)
+        self._kernel = KernelMaker(groups, backbone.dtype, self.device)
         self._first_position = config.pad_token_id + 1 if config.model_type == "roberta" else 0
 
     @torch.inference_mode()
@@ -71,19 +72,17 @@ class Runner:
 
     def _plan(self, batch: Batch) -> AttentionPlan:
         if self.arena is None:
-            pieces = [Piece(s.start, s.stop, s.start, s.stop) for s in batch.segments]
-            return AttentionPlan(pieces, [None] * len(pieces))
-        pieces, slots = [], []
+            own = [Piece(s.start, s.stop, s.start, s.stop, causal=False) for s in batch.segments]
+            return AttentionPlan(self._kernel(own))
+        pieces: list[Piece] = []
+        slots: list[int] = []
         for s in batch.segments:
             span = s.sequence.span
             if span is None:
                 raise RuntimeError(f"request {s.sequence.request.id} has no KV span")
             pieces += pieces_of(s.start, s.length, s.past, span.start)
-            slots.append(range(span.start + s.past, span.start + s.past + s.length))
-        masks = [self._mask.view(p.stop - p.start, p.kv_stop - p.kv_start) for p in pieces]
-        return AttentionPlan(
-            pieces, masks, self.arena, torch.tensor(list(chain.from_iterable(slots)), device=self.device)
-        )
+            slots += range(span.start + s.past, span.start + s.past + s.length)
+        return AttentionPlan(self._kernel(pieces), self.arena, torch.tensor(slots, device=self.device))
 
 
 def kv_shape(backbone: Backbone) -> dict[str, int]:

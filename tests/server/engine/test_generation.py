@@ -45,6 +45,14 @@ def test_mixed_batches_equal_merged_weights(llama, decoder, fleet, budget):
             decoder.assert_greedy(prompt, adapter, listener.tokens, 20)
 
 
+def test_padded_groups_give_the_same_tokens(llama, decoder, fleet, padded_groups):
+    work = [(prompt, fleet[i % len(fleet)]) for i, prompt in enumerate(prompts(20, seed=6))]
+    with serving(llama, max_batch_tokens=50) as served:
+        for (prompt, adapter), listener in zip(work, served.submit(work, max_tokens=20), strict=True):
+            listener.wait()
+            decoder.assert_greedy(prompt, adapter, listener.tokens, 20)
+
+
 def test_adapters_do_change_the_answers(llama, decoder, fleet):
     """Else every equality here would hold for an engine that ignores adapters."""
     answers = {tuple(decoder.greedy([5, 6, 7, 8], adapter, 12)) for adapter in fleet}

@@ -9,7 +9,8 @@ from cdvft.errors import InvalidAdapter, UnsupportedBase
 from cdvft.prepared import prepare_adapter
 from cdvft_server.engine import AdapterPool, Engine, EngineConfig
 from cdvft_server.engine.allowlist import refuse_unsupported
-from cdvft_server.engine.attention import BLOCK, CausalMask
+from cdvft_server.engine.attention import BLOCK
+from cdvft_server.engine.kernels import CausalMask
 from cdvft_server.engine.runners import Runner
 
 from tests.tiny import random_adapter, tiny_bert, tiny_llama
@@ -25,6 +26,13 @@ def engine(backbone, **config) -> Engine:
 @pytest.mark.parametrize("context", [None, 1, 2, 40])
 def test_sound_bases_pass(request, name, context):
     engine(request.getfixturevalue(name), context_length=context).prove()
+
+
+@pytest.mark.parametrize("name", ["llama", "roberta", "bert"])
+def test_padded_groups_pass_too(request, padded_groups, name):
+    own = engine(request.getfixturevalue(name))
+    assert own._core.runner._kernel.style == "groups"
+    own.prove()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
