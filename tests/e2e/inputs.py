@@ -21,7 +21,7 @@ def data(task: str, split: str) -> Path:
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text().split("\n") if line]
 
 
 def write_rows(path: Path, items: list[dict[str, Any]]) -> Path:

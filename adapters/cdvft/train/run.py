@@ -22,8 +22,8 @@ from cdvft.train.trainee import Trainee
 __all__ = ["run"]
 
 RATES: Mapping[str, Mapping[str, float]] = {
-    "classify": {"circulant": 1e-3, "diagonal": 1e-3, "head": 3e-3},
-    "lm": {"circulant": 1e-3, "diagonal": 1e-3, "head": 0.0},
+    "classify": {"circulant": 1e-2, "diagonal": 1e-2, "head": 3e-3},
+    "lm": {"circulant": 1e-2, "diagonal": 1e-2, "head": 0.0},
 }
 BATCH_SIZE = {"classify": 32, "lm": 8}
 
