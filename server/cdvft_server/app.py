@@ -16,18 +16,23 @@ from cdvft_server.routes import adapters, classify, completions, health, models
 from cdvft_server.routes.common import Gone
 from cdvft_server.service import FAULTS, Gauges, Service, translate
 
-__all__ = ["create_app"]
+__all__ = ["create_app", "refuse_open_host"]
 
 VERSION = "0.1.0"
 
 
-def create_app(config: ServeConfig) -> FastAPI:
-    """The app; its lifespan starts and ends the service. Raises StartRefused for a host that must not be open."""
+def refuse_open_host(config: ServeConfig) -> None:
+    """Raises StartRefused for an address where anybody could use and change this server."""
     if not is_loopback(config.host) and not config.allow_unauthenticated:
         raise StartRefused(
             f"--host {config.host} is not loopback and there are no keys: anybody could use and change this server; "
             "listen on 127.0.0.1, or give --allow-unauthenticated"
         )
+
+
+def create_app(config: ServeConfig, service: Service | None = None) -> FastAPI:
+    """The app; its lifespan starts the service, unless one is given, and ends it. Raises StartRefused."""
+    refuse_open_host(config)
     app = FastAPI(
         title="CDVFT adapter server",
         version=VERSION,
@@ -36,7 +41,7 @@ def create_app(config: ServeConfig) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.config = config
+    app.state.config, app.state.service = config, service
     app.state.metrics = Metrics(lambda: _gauges(app))
     for routes in (health, models, completions, classify, adapters):
         app.include_router(routes.router)
@@ -53,12 +58,12 @@ def create_app(config: ServeConfig) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    service = await Service.start(app.state.config)
-    app.state.service = service
+    if app.state.service is None:
+        app.state.service = await Service.start(app.state.config)
     try:
         yield
     finally:
-        await service.close()
+        await app.state.service.close()
 
 
 def _gauges(app: FastAPI) -> Gauges:
@@ -76,7 +81,7 @@ async def _gone(request: Request, error: Exception) -> Response:
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """The framework's document, without the validation answer (422) that this app never gives."""
+    """The framework's document, without its validation answer (422), with the header that every answer has."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, routes=app.routes)
         for path in document["paths"].values():
@@ -84,6 +89,8 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
                 schema = str(operation["responses"].get("422", {}))
                 if "HTTPValidationError" in schema:
                     del operation["responses"]["422"]
+                for response in operation["responses"].values():
+                    response.setdefault("headers", {})["x-request-id"] = {"schema": {"type": "string"}}
         for name in ("HTTPValidationError", "ValidationError"):
             document["components"]["schemas"].pop(name, None)
         app.openapi_schema = document

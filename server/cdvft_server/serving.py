@@ -2,37 +2,70 @@
 
 import asyncio
 import socket
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import uvicorn
 
-from cdvft_server.app import create_app
+from cdvft_server.app import create_app, refuse_open_host
 from cdvft_server.config import ServeConfig
+from cdvft_server.service import Service
 
-__all__ = ["Server", "make_server"]
+__all__ = ["Server", "make_server", "serve"]
 
 
 class Server(uvicorn.Server):
-    """At a stop, requests that run have `drain_seconds`; then each is ended with `finish_reason` cancelled."""
+    """At a stop, requests that run have `drain_seconds`; then each is ended with `finish_reason` cancelled.
+
+    `announce` is called with the server's address once it listens.
+    """
+
+    def __init__(self, config: uvicorn.Config, announce: Callable[[str], None] | None = None) -> None:
+        super().__init__(config)
+        self._announce = announce
+
+    @property
+    def url(self) -> str:
+        """Once it listens; the port is the one that was found where port 0 was asked for."""
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._announce is not None and self.started:
+            self._announce(self.url)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        config: Any = self.config.app
-        service, seconds = config.state.service, config.state.config.drain_seconds
-        drained = asyncio.create_task(service.drain(seconds))
+        app: Any = self.config.app
+        drained = asyncio.create_task(app.state.service.drain(app.state.config.drain_seconds))
         await super().shutdown(sockets)
         await drained
 
 
-def make_server(config: ServeConfig, **options: Any) -> Server:
-    """`options` go to uvicorn.Config. Raises StartRefused."""
-    return Server(
-        uvicorn.Config(
-            create_app(config),
-            host=config.host,
-            port=config.port,
-            lifespan="on",
-            timeout_graceful_shutdown=max(1, round(config.drain_seconds) + 5),
-            server_header=False,
-            **options,
-        )
+def make_server(
+    config: ServeConfig, service: Service, announce: Callable[[str], None] | None = None, **options: Any
+) -> Server:
+    """A server that ends the service when it ends; `options` go to uvicorn.Config."""
+    settings = uvicorn.Config(
+        create_app(config, service),
+        host=config.host,
+        port=config.port,
+        lifespan="on",
+        timeout_graceful_shutdown=round(config.drain_seconds) + 5,
+        server_header=False,
+        **options,
     )
+    return Server(settings, announce)
+
+
+def serve(config: ServeConfig, announce: Callable[[str], None] | None = None, **options: Any) -> None:
+    """Serve until a signal. Raises StartRefused, UnsupportedBase and the store's errors before anything listens."""
+    refuse_open_host(config)
+
+    async def run() -> None:
+        service = await Service.start(config)
+        await make_server(config, service, announce, **options).serve()
+
+    with suppress(KeyboardInterrupt):
+        asyncio.run(run())

@@ -7,7 +7,7 @@ from fastapi.responses import JSONResponse
 
 from cdvft_server.answers import Classification
 from cdvft_server.bodies import JsonRoute
-from cdvft_server.routes.common import CallerTenant, ServiceOf, accept_mode, errors, unless_gone
+from cdvft_server.routes.common import ANSWERED_BY, CallerTenant, ServiceOf, accept_mode, errors, unless_gone
 from cdvft_server.schemas import ClassifyRequest
 from cdvft_server.service import Scored
 
@@ -16,7 +16,10 @@ __all__ = ["router"]
 router = APIRouter(route_class=JsonRoute, tags=["classification"], dependencies=[Depends(accept_mode)])
 
 
-@router.post("/v1/classify", response_model=Classification, responses=errors(404, 413, 415, 503))
+RESPONSES = {**errors(404, 413, 415, 503), 200: {"headers": ANSWERED_BY}}
+
+
+@router.post("/v1/classify", response_model=Classification, responses=RESPONSES)
 async def classify(request: Request, body: ClassifyRequest, service: ServiceOf, tenant: CallerTenant) -> Response:
     """Label or score each input."""
     answer = await unless_gone(request, service.classifier.classify(tenant, body))

@@ -10,9 +10,20 @@ from cdvft_server.answers import ErrorBody
 from cdvft_server.errors import CODES, ApiError, invalid
 from cdvft_server.service import TENANT, Service
 
-__all__ = ["CallerTenant", "Gone", "ServiceOf", "accept_mode", "errors", "unless_gone"]
+__all__ = ["ANSWERED_BY", "CallerTenant", "Gone", "ServiceOf", "accept_mode", "errors", "unless_gone"]
 
 T = TypeVar("T")
+
+ANSWERED_BY: dict[str, Any] = {
+    name: {"schema": {"type": "string"}, "description": text}
+    for name, text in {
+        "x-adapter": "The adapter's name, or the base's; like the other three left out where model is a list",
+        "x-adapter-version": "Not for the base",
+        "x-adapter-digest": "The adapter's digest, or the base's",
+        "x-adapter-mode": "base, fft (unmerged) or merged",
+    }.items()
+}
+"""The OpenAPI entry of the headers that say which weights answered."""
 
 
 def _service(request: Request) -> Service:
