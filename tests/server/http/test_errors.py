@@ -163,9 +163,7 @@ CLASSIFY: dict[str, tuple[Ask, int, str]] = {
     "strings and pairs": (classify(input=["a", ["b", "c"]]), 400, "invalid_request"),
     "a number as input": (classify(input=[1]), 400, "invalid_request"),
     "half a surrogate": (
-        lambda f: f.live.client.post(
-            "/v1/classify", content=rb'{"model": "judge", "input": "\udc00"}', headers=JSON
-        ),
+        lambda f: f.live.client.post("/v1/classify", content=rb'{"model": "judge", "input": "\udc00"}', headers=JSON),
         400,
         "invalid_request",
     ),
@@ -359,5 +357,3 @@ def test_an_adapter_that_is_damaged_in_the_store(tiny_server: Any) -> None:
     again: AdapterFiles = adapter_files(fleet.adapters[broken], fleet.base.info)
     assert fleet.live.upload(broken, again).status_code == 200
     assert fleet.live.complete(broken).status_code == 200
-
-
