@@ -18,7 +18,9 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Any, context: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._known = list(context)  # ids whose text is out
+        starts = (list(context[start:]) for start in range(len(context)))
+        whole = (ids for ids in starts if _REPLACEMENT not in self._decode(ids))
+        self._known = next(whole, [])  # ids whose text is out, from the beginning of a character
         self._held: list[int] = []  # ids whose text is not
 
     def push(self, token: int) -> str:
@@ -31,7 +33,7 @@ class Detokenizer:
         return self._take(final=True) if self._held else ""
 
     def _take(self, final: bool) -> str:
-        before = self._decode(self._known).removesuffix(_REPLACEMENT)
+        before = self._decode(self._known)
         text = self._decode(self._known + self._held)[len(before) :]
         if not final and (not text or text.endswith(_REPLACEMENT)):
             return ""
