@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from cdvft.heads import HeadSpec
@@ -284,7 +285,7 @@ class AdapterPool:
             largest = max(candidates, key=lambda own: own.nbytes)
             own_turn = bool(self._books.idle[bank]) and bank.nbytes >= largest.nbytes
             victim, count = (bank, 1) if own_turn else (largest, max(1, largest.occupied // 8))
-            for resident in list(self._books.idle[victim].values())[:count]:
+            for resident in list(islice(self._books.idle[victim].values(), count)):
                 self._books.drop(resident)
                 self._books.evicted += 1
             return True

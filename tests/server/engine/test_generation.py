@@ -108,6 +108,19 @@ def test_every_llama_shape(tmp_path, shape):
             reference.assert_greedy(prompt, adapter, listener.tokens, 12)
 
 
+def test_half_precision_repeats_itself(folders, llama, fleet):
+    """In bf16 an answer may depend on its neighbours' rounding, but the same batch gives the same answer."""
+    backbone = load_backbone(str(folders["llama"]), dtype="bfloat16")
+    work = [(prompt, fleet[i % len(fleet)]) for i, prompt in enumerate(prompts(10, seed=7))]
+    with serving(backbone) as served:
+        answers = []
+        for _ in range(2):
+            listeners = served.submit(work, max_tokens=20)
+            assert [listener.reason() for listener in listeners] == ["length"] * len(work)
+            answers.append([listener.tokens for listener in listeners])
+        assert answers[0] == answers[1]
+
+
 def test_the_whole_context_is_served(llama, decoder, fleet):
     prompt = prompts(1, seed=1, longest=1)[0] * 200
     with serving(llama, max_batch_tokens=64) as served:

@@ -123,6 +123,7 @@ class Pools(RuleBasedStateMachine):
             assert sorted([0, *bank.free, *(r.row for r in residents)]) == list(range(bank.capacity))
             assert all(len(own["t"]) == bank.capacity for own in bank.view.tables.values())
             assert set(books.idle[bank]) == {r.digest for r in residents if r.leases == 0}
+            assert not any(r.doomed and r.leases == 0 for r in residents)
         assert books.head_bytes == sum(r.head_bytes for r in books.residents.values())
 
 
@@ -198,6 +199,10 @@ def test_a_discarded_adapter_lives_until_its_last_lease_and_can_come_back():
     assert_in_place(pool, first, prepared(1))
     first.release()
     assert_in_place(pool, second, prepared(1))
+    other = pool.place(prepared(2))
+    pool.discard(prepared(2).digest)
+    other.release()
+    assert pool.stats().adapters == 1
     again = pool.place(prepared(1))  # uploaded again meanwhile
     assert pool.is_resident(prepared(1).digest)
     second.release()

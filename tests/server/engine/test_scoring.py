@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from cdvft.backbone import load_backbone
 from cdvft.heads import HeadSpec, head_logits, pool
 from cdvft.merge import merge
 
@@ -74,6 +75,18 @@ def test_decoder_classification_is_pooled_across_chunks(llama, decoder, pooling,
     pooled = torch.stack([pool(own, pooling) for own in hidden])
     expected = head_logits(adapter.spec.head, adapter.head, pooled)
     torch.testing.assert_close(torch.tensor(logits), expected, **CLOSE)
+
+
+def test_bfloat16_scores_are_near_float32(folders, roberta):
+    adapter = random_adapter(roberta.info, 1, "classification")
+    rows, _ = inputs(roberta, 12, seed=2)
+    logits = []
+    for backbone in (roberta, load_backbone(str(folders["roberta"]), dtype="bfloat16")):
+        with serving(backbone) as served:
+            listeners = served.send([served.request(row, adapter) for row in rows])
+            logits.append(torch.tensor([listener.logits() for listener in listeners]))
+    exact, half = logits
+    assert 0 < float((half - exact).norm() / exact.norm()) < 0.05
 
 
 def test_a_classifier_needs_no_kv_beyond_its_prompt(llama):
