@@ -131,6 +131,4 @@ def _content(member: Member, limit: int) -> bytes:
         raise TooLarge(f"{member.path[:200]} has {member.size} bytes; at most {limit} are allowed")
     for chunk in member.chunks():
         content.write(chunk)
-        if content.tell() > limit:
-            raise TooLarge(f"{member.path[:200]} has more than {limit} bytes")
     return content.getvalue()

@@ -184,10 +184,8 @@ class StoreMachine(RuleBasedStateMachine):
     def lists_show_the_models(self) -> None:
         for tenant in ("default", "you"):
             for base in (BASE, OTHER_BASE):
-                own = [
-                    (m.born, n, m) for (t, n, b), m in self.models.items() if (t, b) == (tenant, base) and m.versions
-                ]
-                expected = sorted(own, reverse=True)
+                own = [(n, m) for (t, n, b), m in self.models.items() if (t, b) == (tenant, base) and m.versions]
+                expected = sorted(own, key=lambda item: -item[1].born)
                 rows, more = self.store.list_adapters(tenant, base)
                 assert [(row.name, row.version) for row in rows] == [(n, m.aliases["latest"]) for n, m in expected]
                 assert not more

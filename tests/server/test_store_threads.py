@@ -59,6 +59,20 @@ def test_versions_are_unique_and_without_gaps(tmp_path: Path) -> None:
     store.close()
 
 
+def test_several_servers_on_one_file(tmp_path: Path) -> None:
+    """Each opens the file for itself, as processes do: a writer waits for another's transaction, from its beginning."""
+    stores = [Store.open(url_of(tmp_path)) for _ in range(3)]
+
+    def work(worker: int) -> list[VersionRow]:
+        return [put(stores[worker], "a", f"{worker} {number}") for number in range(ROUNDS)]
+
+    rows = [row for part in together(work, 3) for row in part]
+    assert sorted(row.version for row in rows) == list(range(1, 3 * ROUNDS + 1))
+    for store in stores:
+        assert store.get(ME, "a", BASE).version == len(rows)
+        store.close()
+
+
 def test_one_content_uploaded_by_all_is_one_version(tmp_path: Path) -> None:
     store = Store.open(url_of(tmp_path))
     created: list[bool] = []

@@ -1,6 +1,7 @@
 """Real worker processes, real templates."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -100,6 +101,17 @@ def test_killed_and_replaced(workers: TemplateWorkers) -> None:
     assert not alive(before)
     assert ask(workers, "fine") == "fine"
     assert workers.pids == [after]
+
+
+def test_what_is_counted_is_processor_time() -> None:
+    def used() -> float:
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return children.ru_utime + children.ru_stime
+
+    before = used()
+    with TemplateWorkers(timeout=0.2) as workers, pytest.raises(InvalidData, match="longer than 200 ms"):
+        ask(workers, FOREVER)
+    assert 0.2 <= used() - before < 1.2  # by the clock it may take ten times 200 ms
 
 
 def test_the_clock_ends_a_worker_that_does_not_run() -> None:

@@ -97,7 +97,7 @@ class Database:
                 f"the database {self.url} has schema {', '.join(found)}, this version of cdvft knows it up to "
                 f"{', '.join(heads)}: use a newer version, or another --database"
             )
-        if not found and inspect(connection).get_table_names():
+        if not found and set(inspect(connection).get_table_names()) - {"alembic_version"}:
             raise UnsupportedDatabase(f"the database {self.url} holds another program's tables; use another --database")
         return list(found) != heads
 
