@@ -24,8 +24,8 @@ def roberta(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     return load_backbone(str(tiny_roberta(tmp_path_factory.mktemp("bases") / "tiny-roberta")))
 
 
-def config_for(base: Backbone, folder: Path, **options: object) -> ServeConfig:
-    settings = {"base": str(base.path), "port": 0, "database": f"sqlite:///{folder}/store.db", "drain_seconds": 5}
+def config_for(served: Backbone, folder: Path, /, **options: object) -> ServeConfig:
+    settings = {"base": str(served.path), "port": 0, "database": f"sqlite:///{folder}/store.db", "drain_seconds": 5}
     return ServeConfig(**{**settings, **options})
 
 
