@@ -83,3 +83,22 @@ def test_frozen_circulant_or_input_gets_no_gradient() -> None:
     fft.block_circulant(x, fft.circulant_spectrum(c_frozen), 6).sum().backward()
     assert x.grad is not None
     assert c_frozen.grad is None
+
+
+@given(p=st.integers(1, 9))
+def test_each_half_has_torchs_own_gradient(p: int) -> None:
+    """The spectrum's gradient in torch's convention, so that other operators may stand between the two halves."""
+    c, other_c = leaf(2, 3, p, seed=1), leaf(2, 3, p, seed=1)
+    mixed = torch.complex(leaf(p // 2 + 1, seed=4).detach(), leaf(p // 2 + 1, seed=5).detach())
+    (fft.circulant_spectrum(c) * mixed).real.sum().backward()
+    (torch.fft.rfft(other_c) * mixed).real.sum().backward()
+    torch.testing.assert_close(c.grad, other_c.grad)
+    x, weights = leaf(4, 3, p, seed=2).detach(), leaf(4, 2, p, seed=3).detach()
+    spectrum = torch.fft.rfft(c.detach()).requires_grad_()
+    plain = torch.fft.rfft(c.detach()).requires_grad_()
+    (fft.block_circulant(x, spectrum, p) * weights).sum().backward()
+    (torch.fft.irfft((torch.fft.rfft(x).unsqueeze(-3) * plain).sum(-2), n=p) * weights).sum().backward()
+    real = [0] if p % 2 else [0, -1]  # irfft ignores the imaginary part of DC and Nyquist: so does its gradient
+    expected, found = plain.grad.clone(), spectrum.grad.clone()
+    expected.imag[..., real] = found.imag[..., real] = 0.0
+    torch.testing.assert_close(found, expected)
