@@ -12,12 +12,24 @@ from cdvft_server.store.tables import adapters, aliases, versions
 __all__ = ["LATEST", "VersionRow", "fetch", "numbered", "of_adapter", "pointed_at", "selected", "visible"]
 
 LATEST = "latest"
-ADAPTER_COLUMNS = (
-    adapters.c.tenant,
-    adapters.c.name,
-    adapters.c.base_digest,
-    adapters.c.public,
-    adapters.c.description,
+POINTER = aliases.alias("pointer")
+STATEMENT = (
+    select(
+        versions,
+        adapters.c.tenant,
+        adapters.c.name,
+        adapters.c.base_digest,
+        adapters.c.public,
+        adapters.c.description,
+        aliases.c.alias,
+        aliases.c.version.label("target"),
+    )
+    .select_from(
+        adapters.join(versions, versions.c.adapter_id == adapters.c.id).join(
+            aliases, aliases.c.adapter_id == adapters.c.id
+        )
+    )
+    .order_by(adapters.c.position.desc(), versions.c.version.desc(), aliases.c.alias)
 )
 
 
@@ -45,17 +57,8 @@ class VersionRow:
 
 def fetch(connection: Connection, *conditions: ColumnElement[bool]) -> list[VersionRow]:
     """The versions that meet all conditions (on adapters and versions): newest adapter first, then newest version."""
-    joined = adapters.join(versions, versions.c.adapter_id == adapters.c.id).join(
-        aliases, aliases.c.adapter_id == adapters.c.id
-    )
-    statement = (
-        select(versions, *ADAPTER_COLUMNS, aliases.c.alias, aliases.c.version.label("target"))
-        .select_from(joined)
-        .where(*conditions)
-        .order_by(adapters.c.position.desc(), versions.c.version.desc(), aliases.c.alias)
-    )
     found: dict[int, VersionRow] = {}
-    for row in connection.execute(statement).mappings():
+    for row in connection.execute(STATEMENT.where(*conditions)).mappings():
         fields = {name: row[name] for name in VersionRow.__dataclass_fields__ if name != "aliases"}
         version = found.setdefault(row["id"], VersionRow(**fields, aliases={}))
         version.aliases[row["alias"]] = row["target"]
@@ -83,8 +86,7 @@ def selected(selector: Selector) -> ColumnElement[bool]:
 
 
 def pointed_at(alias: str) -> ColumnElement[bool]:
-    pointer = aliases.alias("pointer")
-    target = select(pointer.c.version).where(pointer.c.adapter_id == adapters.c.id, pointer.c.alias == alias)
+    target = select(POINTER.c.version).where(POINTER.c.adapter_id == adapters.c.id, POINTER.c.alias == alias)
     return versions.c.version == target.correlate(adapters).scalar_subquery()
 
 
