@@ -25,13 +25,13 @@ class Decoder:
     def greedy(self, prompt: list[int], adapter: Adapter | None, max_tokens: int, eos: int | None = None) -> list[int]:
         """Without the EOS token; without `eos`, exactly `max_tokens` tokens."""
         ids = torch.tensor([prompt])
+        self.fp32.generation_config.eos_token_id = eos
         with merge(self.fp32.model, adapter) if adapter else nullcontext():
             out = self.fp32.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 do_sample=False,
                 max_new_tokens=max_tokens,
-                eos_token_id=eos if eos is not None else -1,
                 pad_token_id=0,
             )
         answer = out[0, len(prompt) :].tolist()
