@@ -1,8 +1,8 @@
 """What responses say, field by field: the OpenAPI document is made from these."""
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 __all__ = [
     "AdapterBody",
@@ -28,31 +28,35 @@ FinishReason = Literal["stop", "length", "cancelled"]
 Mode = Literal["base", "fft", "merged"]
 
 
-class ErrorDetail(BaseModel):
+class Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ErrorDetail(Answer):
     message: str
     type: str
     param: str | None
     code: str
 
 
-class ErrorBody(BaseModel):
+class ErrorBody(Answer):
     error: ErrorDetail
 
 
-class Usage(BaseModel):
+class Usage(Answer):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
 
 
-class CompletionChoice(BaseModel):
+class CompletionChoice(Answer):
     index: int
     text: str
     logprobs: None = None
     finish_reason: FinishReason | None
 
 
-class Completion(BaseModel):
+class Completion(Answer):
     id: str
     object: Literal["text_completion"] = "text_completion"
     created: int
@@ -61,20 +65,20 @@ class Completion(BaseModel):
     usage: Usage | None
 
 
-class ChatMessage(BaseModel):
+class ChatMessage(Answer):
     role: Literal["assistant"] = "assistant"
     content: str
     refusal: None = None
 
 
-class ChatChoice(BaseModel):
+class ChatChoice(Answer):
     index: int
     message: ChatMessage
     logprobs: None = None
     finish_reason: FinishReason
 
 
-class Chat(BaseModel):
+class Chat(Answer):
     id: str
     object: Literal["chat.completion"] = "chat.completion"
     created: int
@@ -83,12 +87,12 @@ class Chat(BaseModel):
     usage: Usage
 
 
-class LabelScore(BaseModel):
+class LabelScore(Answer):
     label: str
     score: float
 
 
-class Row(BaseModel):
+class Row(Answer):
     """`label` and `scores` are left out for a regression; the last three are there where `model` was a list."""
 
     index: int
@@ -100,14 +104,14 @@ class Row(BaseModel):
     mode: Mode | None = None
 
 
-class Classification(BaseModel):
+class Classification(Answer):
     object: Literal["list"] = "list"
     model: str | None
     data: list[Row]
     usage: Usage
 
 
-class ModelBody(BaseModel):
+class ModelBody(Answer):
     id: str
     object: Literal["model"] = "model"
     created: int
@@ -116,16 +120,16 @@ class ModelBody(BaseModel):
     root: str
 
 
-class ModelList(BaseModel):
+class ModelList(Answer):
     object: Literal["list"] = "list"
     data: list[ModelBody]
 
 
-class SelfTest(BaseModel):
+class SelfTest(Answer):
     max_error: float
 
 
-class AdapterBody(BaseModel):
+class AdapterBody(Answer):
     id: str
     object: Literal["adapter"] = "adapter"
     name: str
@@ -154,20 +158,15 @@ class AdapterDetails(AdapterBody):
     last_used: int | None
 
 
-class AdapterList(BaseModel):
+class AdapterList(Answer):
     object: Literal["list"] = "list"
     data: list[AdapterDetails]
     has_more: bool
     last_id: str | None
 
 
-class Deleted(BaseModel):
+class Deleted(Answer):
     id: str
     object: Literal["adapter.deleted"] = "adapter.deleted"
     deleted: Literal[True] = True
     bytes_freed: int
-
-
-def without_absent(model: BaseModel) -> dict[str, Any]:
-    """The body without the fields that were not set."""
-    return model.model_dump(exclude_unset=True)

@@ -40,7 +40,7 @@ class _VersionQuery(BaseModel):
     "",
     status_code=201,
     response_model=AdapterBody,
-    responses={**errors(409, 413, 415, 422, 503), 200: SAME},
+    responses={**errors(400, 409, 413, 415, 422, 503), 200: SAME},
     openapi_extra=UPLOAD_SCHEMA,
 )
 async def upload(request: Request, service: ServiceOf, tenant: CallerTenant) -> Response:
@@ -51,7 +51,7 @@ async def upload(request: Request, service: ServiceOf, tenant: CallerTenant) -> 
     return JSONResponse(body.model_dump(), 201 if stored.created else 200)
 
 
-@router.get("", responses=errors(404, 503))
+@router.get("", responses=errors(400, 404, 503))
 async def list_adapters(query: Annotated[_ListQuery, Query()], service: ServiceOf, tenant: CallerTenant) -> AdapterList:
     """Newest first, each name as its latest version."""
     page = await service.catalog.list_adapters(tenant, query.limit, query.after)
@@ -64,7 +64,7 @@ async def describe(name: str, service: ServiceOf, tenant: CallerTenant) -> Adapt
     return await service.catalog.describe(tenant, name)
 
 
-@router.get("/{name}/versions", responses=errors(404, 503))
+@router.get("/{name}/versions", responses=errors(400, 404, 503))
 async def list_versions(
     name: str, query: Annotated[_ListQuery, Query()], service: ServiceOf, tenant: CallerTenant
 ) -> AdapterList:
@@ -73,7 +73,7 @@ async def list_versions(
     return _list(page, str(page.rows[-1].version) if page.rows else None)
 
 
-@router.get("/{name}/download", response_class=Response, responses=ZIP | errors(404, 503))
+@router.get("/{name}/download", response_class=Response, responses=ZIP | errors(400, 404, 503))
 async def download(
     name: str, query: Annotated[_VersionQuery, Query()], service: ServiceOf, tenant: CallerTenant
 ) -> Response:
@@ -83,7 +83,7 @@ async def download(
     return Response(content, media_type="application/zip", headers=headers)
 
 
-@router.put("/{name}/aliases/{alias}", responses=errors(404, 413, 415, 503))
+@router.put("/{name}/aliases/{alias}", responses=errors(400, 404, 413, 415, 503))
 async def set_alias(name: str, alias: str, body: AliasBody, service: ServiceOf, tenant: CallerTenant) -> AdapterDetails:
     """Make or move a pointer: promote a version, or roll back."""
     return await service.catalog.set_alias(tenant, name, alias, body.version)
@@ -95,7 +95,7 @@ async def delete_alias(name: str, alias: str, service: ServiceOf, tenant: Caller
     return await service.catalog.delete_alias(tenant, name, alias)
 
 
-@router.delete("/{name}", responses=errors(404, 409, 503))
+@router.delete("/{name}", responses=errors(400, 404, 409, 503))
 async def delete(
     name: str, query: Annotated[_VersionQuery, Query()], service: ServiceOf, tenant: CallerTenant
 ) -> Deleted:

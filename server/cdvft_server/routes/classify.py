@@ -16,7 +16,7 @@ __all__ = ["router"]
 router = APIRouter(route_class=JsonRoute, tags=["classification"], dependencies=[Depends(accept_mode)])
 
 
-RESPONSES = {**errors(404, 413, 415, 503), 200: {"headers": ANSWERED_BY}}
+RESPONSES = {**errors(400, 404, 413, 415, 503), 200: {"headers": ANSWERED_BY}}
 
 
 @router.post("/v1/classify", response_model=Classification, responses=RESPONSES)

@@ -47,13 +47,13 @@ def accept_mode(x_adapter_mode: Annotated[str | None, Header(description="fft, m
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The OpenAPI entries of these statuses, each with its codes."""
+    """The OpenAPI entries of these statuses and of those that every route has, each with its codes."""
     return {
         status: {
             "model": ErrorBody,
             "description": "Error codes: " + ", ".join(code for code, own in CODES.items() if own == status),
         }
-        for status in sorted({400, 403, 500, *statuses})
+        for status in sorted({403, 500, *statuses})
     }
 
 

@@ -22,7 +22,7 @@ __all__ = ["router"]
 router = APIRouter(route_class=JsonRoute, tags=["generation"], dependencies=[Depends(accept_mode)])
 
 EVENTS: dict[str, Any] = {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "headers": ANSWERED_BY}
-FAILURES = errors(404, 413, 415, 503)
+FAILURES = errors(400, 404, 413, 415, 503)
 
 
 @router.post("/v1/completions", response_model=Completion, responses={**FAILURES, 200: EVENTS})

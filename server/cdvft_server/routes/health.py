@@ -1,5 +1,7 @@
 """`/health`, `/ready` and `/metrics`."""
 
+from typing import Any
+
 from fastapi import APIRouter, Request, Response
 
 from cdvft_server.routes.common import ServiceOf, errors
@@ -8,8 +10,10 @@ __all__ = ["router"]
 
 router = APIRouter(tags=["health"])
 
+TEXT: dict[str, Any] = {"content": {"text/plain": {"schema": {"type": "string"}}}}
 
-@router.get("/health")
+
+@router.get("/health", responses=errors())
 async def health() -> dict[str, str]:
     """The process is alive."""
     return {"status": "ok"}
@@ -22,7 +26,7 @@ async def ready(service: ServiceOf) -> dict[str, str]:
     return {"status": "ready"}
 
 
-@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+@router.get("/metrics", response_class=Response, responses={**errors(), 200: TEXT})
 async def metrics(request: Request) -> Response:
     """Counters and gauges in Prometheus' text format."""
     content, media_type = request.app.state.metrics.render()

@@ -16,7 +16,7 @@ async def list_models(service: ServiceOf, tenant: CallerTenant) -> ModelList:
     return ModelList(data=await service.catalog.models(tenant))
 
 
-@router.get("/v1/models/{id:path}", responses=errors(404, 503))
+@router.get("/v1/models/{id:path}", responses=errors(400, 404, 503))
 async def describe_model(id: str, service: ServiceOf, tenant: CallerTenant) -> ModelBody:
     """What a `model` of a request would be answered by."""
     return service.catalog.model(await service.targets.look_up(tenant, id))

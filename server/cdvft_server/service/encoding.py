@@ -1,20 +1,26 @@
 """Requests' text to token ids, off the loop; an adapter's own template in a process of its own."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 from cdvft.errors import InvalidData
 from cdvft.formatting import Encoded, encode_chat, encode_classification, encode_prompt
 from cdvft.templates import PLAIN_TEMPLATE, render
 
 from cdvft_server.errors import invalid
-from cdvft_server.service.parts import Parts
+from cdvft_server.service.parts import RENDERERS, Parts
 from cdvft_server.service.targets import Target
 
 __all__ = ["Encoding"]
 
+T = TypeVar("T")
+
+LARGE = 1 << 16  # characters: tens of milliseconds
+
 
 class Encoding:
-    """All methods but `check_ids` work in the thread pool."""
+    """All methods but `check_ids` work in the thread pool; large texts and templates may not fill it."""
 
     def __init__(self, parts: Parts) -> None:
         backbone = parts.backbone
@@ -22,20 +28,37 @@ class Encoding:
         self._vocabulary = int(backbone.config.vocab_size)
         self._types = int(getattr(backbone.config, "type_vocab_size", 1) or 1)
         self._max_length = parts.engine.context_length  # of a classify input, where its adapter says nothing
+        self._rendering = asyncio.Semaphore(RENDERERS)
+        encode_prompt(self._tokenizer, "a")  # a tokenizer drops the truncation it was saved with at its first use
 
     async def prompts(self, prompts: Sequence[str | list[int]]) -> list[list[int]]:
         """Ids of each prompt. Raises ApiError naming the one that is wrong."""
-        return await self._workers.run(lambda: [self._prompt(k, prompt) for k, prompt in enumerate(prompts)])
+        run = self._run_for(sum(map(len, prompts)))
+        return await run(lambda: [self._prompt(k, prompt) for k, prompt in enumerate(prompts)])
 
     async def chat(self, target: Target, messages: list[dict[str, str]]) -> list[int]:
         """Ids of the rendered messages. Raises InvalidData where the template cannot take them."""
-        return await self._workers.run(self._chat, target, messages)
+        run = self._run_for(sum(len(message["content"]) for message in messages))
+        bos, eos = self._tokenizer.bos_token, self._tokenizer.eos_token
+        own = target.summary.get("template")
+        if own is not None:
+            async with self._rendering:
+                text = await run(lambda: self._templates.render(own, messages, bos_token=bos, eos_token=eos))
+        else:
+            source = self._tokenizer.chat_template or PLAIN_TEMPLATE
+            text = await run(lambda: render(source, messages, bos_token=bos, eos_token=eos))
+        return await self._run_for(len(text))(lambda: encode_chat(self._tokenizer, text))
 
     async def rows(self, targets: Sequence[Target], rows: Sequence[tuple[str, str | None]], cut: bool) -> list[Encoded]:
         """Each input as its own adapter takes it. Raises ApiError naming the input that is wrong."""
-        return await self._workers.run(
+        run = self._run_for(sum(len(first) + len(second or "") for first, second in rows))
+        return await run(
             lambda: [self._row(k, t, *row, cut) for k, (t, row) in enumerate(zip(targets, rows, strict=True))]
         )
+
+    def _run_for(self, size: int) -> Callable[[Callable[[], T]], Awaitable[T]]:
+        """Where to work on a text of this many characters (or ids)."""
+        return self._workers.run if size <= LARGE else self._workers.run_long
 
     def check_ids(self, ids: Sequence[int], what: str, param: str) -> None:
         """Raises ApiError for ids that the vocabulary does not have."""
@@ -49,16 +72,6 @@ class Encoding:
             return encode_prompt(self._tokenizer, prompt)
         self.check_ids(prompt, f"prompt {index}", "prompt")
         return prompt
-
-    def _chat(self, target: Target, messages: list[dict[str, str]]) -> list[int]:
-        bos, eos = self._tokenizer.bos_token, self._tokenizer.eos_token
-        own = target.summary.get("template")
-        if own is not None:
-            rendered = self._templates.render(own, messages, bos_token=bos, eos_token=eos)
-        else:
-            source = self._tokenizer.chat_template or PLAIN_TEMPLATE
-            rendered = render(source, messages, bos_token=bos, eos_token=eos)
-        return encode_chat(self._tokenizer, rendered)
 
     def _row(self, index: int, target: Target, text: str, text2: str | None, cut: bool) -> Encoded:
         longest = min(target.summary.get("max_length") or self._max_length, self._max_length)

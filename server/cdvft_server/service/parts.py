@@ -15,7 +15,9 @@ from cdvft_server.service.workers import Workers
 from cdvft_server.store import Store
 from cdvft_server.template_worker import TemplateWorkers
 
-__all__ = ["Parts"]
+__all__ = ["RENDERERS", "Parts"]
+
+RENDERERS = 2  # template worker processes: while one is stuck in a template the other serves
 
 
 @dataclass(frozen=True)

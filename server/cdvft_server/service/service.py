@@ -20,7 +20,7 @@ from cdvft_server.service.gauges import Gauges, read_gauges
 from cdvft_server.service.generation import Generator
 from cdvft_server.service.hits import Hits
 from cdvft_server.service.loading import load_base, make_engine, make_pool
-from cdvft_server.service.parts import Parts
+from cdvft_server.service.parts import RENDERERS, Parts
 from cdvft_server.service.residency import Residency
 from cdvft_server.service.seeding import seed_demo, seed_folders
 from cdvft_server.service.targets import Targets
@@ -50,7 +50,7 @@ class Service:
             pool=pool,
             store=store,
             workers=workers,
-            templates=TemplateWorkers(),
+            templates=TemplateWorkers(RENDERERS),
             bridge=Bridge(asyncio.get_running_loop()),
             flights=Flights(),
             hits=Hits(store, workers),
