@@ -1,5 +1,5 @@
-"""Many requests at once: each is answered as it is alone (promise 1), by the weights it names (promise 2), whatever goes
-on beside it (promise 5)."""
+"""Many requests at once: each is answered as it is alone (promise 1), by the weights it names (promise 2), whatever
+goes on beside it (promise 5)."""
 
 import threading
 from collections.abc import Callable
