@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-
 from cdvft_server.config import ServeConfig
 from cdvft_server.errors import CODES
 
