@@ -23,6 +23,7 @@ from cdvft.templates import check_template
 from cdvft.tensorfile import MAX_HEADER_BYTES, read_tensors, write_tensors
 
 __all__ = [
+    "MAX_CONFIG_BYTES",
     "MAX_LABELS",
     "MAX_TEMPLATE_BYTES",
     "AdapterFiles",
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 MAX_LABELS = 512
+MAX_CONFIG_BYTES = 1 << 20
 MAX_TEMPLATE_BYTES = 16 * 1024
 PREFIX = "base_model.model."
 EMBEDDINGS = re.compile(r"(.*\.)?(lora_embedding_[AB]|trainable_tokens\w*|embed_tokens|\w*embeddings|lm_head)(\..*)?")
@@ -54,6 +56,10 @@ def read_adapter(
 
     Raises InvalidAdapter naming what is wrong and what would be right, TooLarge for a limit.
     """
+    if len(files.config) > MAX_CONFIG_BYTES:
+        raise InvalidAdapter(
+            f"{CONFIG_NAME} is {len(files.config)} bytes long, at most {MAX_CONFIG_BYTES} are accepted"
+        )
     config = parse_object(files.config, CONFIG_NAME)
     method = method_for_peft_type(config.get("peft_type"))
     check_options(config, method.config_keys)

@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
+from cdvft.errors import UnsupportedBase
 from cdvft.family import Family
 
 __all__ = ["HeadSpec", "head_logits", "head_shapes", "init_head", "pool"]
@@ -56,7 +57,10 @@ def pool(hidden: Tensor, pooling: Pooling) -> Tensor:
 def head_logits(
     head: HeadSpec, tensors: Mapping[str, Tensor], pooled: Tensor, pooler: torch.nn.Module | None = None
 ) -> Tensor:
-    """`pooled [N, hidden]` -> `[N, outputs]`, fp32. `pooler` is BERT's own, used by its standard head alone."""
+    """`pooled [N, hidden]` -> `[N, outputs]`, fp32.
+
+    `pooler` is BERT's own, used by its standard head alone; UnsupportedBase where that head finds none.
+    """
     pooled = pooled.float()
     if "classifier.dense.weight" in tensors:
         dense = functional.linear(pooled, tensors["classifier.dense.weight"], tensors["classifier.dense.bias"])
@@ -65,7 +69,9 @@ def head_logits(
         )
     if "score.weight" in tensors:
         return functional.linear(pooled, tensors["score.weight"])
-    if head.type == "standard" and pooler is not None:
+    if head.type == "standard":
+        if pooler is None:
+            raise UnsupportedBase("the standard head needs the base's pooler, which it does not have")
         dense = functional.linear(pooled, pooler.dense.weight.float(), pooler.dense.bias.float())  # type: ignore[union-attr, arg-type]
         pooled = torch.tanh(dense)
     return functional.linear(pooled, tensors["classifier.weight"], tensors["classifier.bias"])

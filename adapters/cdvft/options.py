@@ -6,6 +6,7 @@ from typing import Any
 
 from cdvft.errors import InvalidAdapter
 from cdvft.files import CONFIG_NAME
+from cdvft.methods.values import short
 
 __all__ = ["check_options"]
 
@@ -39,18 +40,13 @@ def check_options(config: Mapping[str, Any], method_keys: frozenset[str]) -> Non
         if _is_empty(value) or TRAINING_ONLY.fullmatch(key) or NEUTRAL.get(key) == value:
             continue
         if key in UNSUPPORTED:
-            raise InvalidAdapter(f"{CONFIG_NAME}: {key} is {_short(value)}: {UNSUPPORTED[key]}")
+            raise InvalidAdapter(f"{CONFIG_NAME}: {key} is {short(value)}: {UNSUPPORTED[key]}")
         known = ", ".join(sorted(READ | method_keys))
-        raise InvalidAdapter(f"{CONFIG_NAME}: unknown option {key[:200]!r} = {_short(value)}; known: {known}")
+        raise InvalidAdapter(f"{CONFIG_NAME}: unknown option {key[:200]!r} = {short(value)}; known: {known}")
     base = config.get("base_model_name_or_path")
     if base is not None and not isinstance(base, str):
-        raise InvalidAdapter(f"{CONFIG_NAME}: base_model_name_or_path must be a string, it is {_short(base)}")
+        raise InvalidAdapter(f"{CONFIG_NAME}: base_model_name_or_path must be a string, it is {short(base)}")
 
 
 def _is_empty(value: Any) -> bool:
     return value is None or value is False or value in ("", [], {})
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else text[:100] + "..."

@@ -6,12 +6,14 @@ from typing import Any
 from cdvft.baseinfo import BaseInfo
 from cdvft.errors import InvalidAdapter
 from cdvft.files import CONFIG_NAME
+from cdvft.methods.values import short
 from cdvft.patterns import full_match, layer_index
 from cdvft.site import Site
 
 __all__ = ["ALL_LINEAR", "target_names", "targeted_sites"]
 
 ALL_LINEAR = "all-linear"
+MAX_NAMES = 1024
 
 
 def targeted_sites(config: Mapping[str, Any], base: BaseInfo) -> set[Site]:
@@ -68,9 +70,11 @@ def _names(config: Mapping[str, Any], key: str) -> str | frozenset[str]:
         return frozenset()
     if isinstance(value, str):
         return value
-    if isinstance(value, list) and all(isinstance(name, str) and name for name in value):
+    if isinstance(value, list) and len(value) <= MAX_NAMES and all(isinstance(name, str) and name for name in value):
         return frozenset(value)
-    raise InvalidAdapter(f"{CONFIG_NAME}: {key} must be a string or a list of names, it is {str(value)[:100]}")
+    raise InvalidAdapter(
+        f"{CONFIG_NAME}: {key} must be a string or a list of at most {MAX_NAMES} names, it is {short(value)}"
+    )
 
 
 def _layers(config: Mapping[str, Any]) -> frozenset[int] | None:
@@ -80,6 +84,6 @@ def _layers(config: Mapping[str, Any]) -> frozenset[int] | None:
     values = value if isinstance(value, list) else [value]
     if not all(type(v) is int and v >= 0 for v in values):
         raise InvalidAdapter(
-            f"{CONFIG_NAME}: layers_to_transform must be a layer number or a list of them, it is {str(value)[:100]}"
+            f"{CONFIG_NAME}: layers_to_transform must be a layer number or a list of them, it is {short(value)}"
         )
     return frozenset(values)

@@ -147,6 +147,7 @@ def test_dense_stays_small_where_blocks_are_long() -> None:
         ({"partition_size_pattern": {r"(?=q)": 2}}, "partition_size_pattern pattern"),
         ({"alpha": "1"}, "alpha must be a finite number"),
         ({"alpha": math.inf}, "alpha must be a finite number"),
+        ({"alpha": 10**400}, "alpha must be a finite number"),
         ({"alpha": True}, "alpha must be a finite number"),
         ({"circulant_convention": "row"}, "circulant_convention must be one of first_col, first_row, it is 'row'"),
         ({"block_grid": 2}, "block_grid must be one of rect, square"),

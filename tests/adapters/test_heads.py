@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cdvft.errors import UnsupportedBase
 from cdvft.heads import HeadSpec, head_logits, head_shapes, init_head, pool
 from transformers import BertForSequenceClassification, LlamaForSequenceClassification, RobertaForSequenceClassification
 
@@ -36,6 +37,13 @@ def test_the_linear_head_leaves_the_pooler_alone(bert) -> None:
     pooled = torch.randn(4, 32)
     expected = pooled @ tensors["classifier.weight"].T + tensors["classifier.bias"]
     torch.testing.assert_close(head_logits(head, tensors, pooled, bert.pooler), expected)
+
+
+def test_berts_own_head_without_a_pooler_is_an_error_not_a_linear_head() -> None:
+    head = HeadSpec("standard", "first", 2)
+    tensors = {"classifier.weight": torch.randn(2, 32), "classifier.bias": torch.randn(2)}
+    with pytest.raises(UnsupportedBase, match="needs the base's pooler"):
+        head_logits(head, tensors, torch.randn(1, 32), None)
 
 
 def test_pooling_is_in_fp32() -> None:

@@ -100,8 +100,9 @@ def test_peft_bookkeeping_and_training_options_pass(llama, files) -> None:
         ("head", {"type": "linear"}, "head is set"),
         ("max_length", 16, "max_length is set"),
         ("problem_type", "regression", "problem_type is set"),
-        ("target_modules", 3, "target_modules must be a string or a list of names"),
+        ("target_modules", 3, "target_modules must be a string or a list of at most 1024 names"),
         ("target_modules", [""], "target_modules must be"),
+        ("layers_pattern", ["a"] * 1025, "layers_pattern must be a string or a list of at most 1024 names"),
         ("target_modules", r"(a)\1", "target_modules pattern"),
         ("target_modules", "x" * 5000, "has a pattern of 5000 characters"),
         ("layers_to_transform", "0", "layers_to_transform must be a layer number"),
@@ -137,6 +138,7 @@ def test_missing_peft_type_is_refused(llama, files) -> None:
         ("\ufeff{}".encode(), "not valid JSON"),
         ('{"alpha": 1}'.encode("utf-16"), "not UTF-8"),
         (b"[" * 100_000, "nested too deeply"),
+        (b" " * (1 << 20) + b"{}", "1048578 bytes long, at most 1048576"),
         (b'{"a": ' + b"9" * 10_000 + b"}", "not valid JSON"),
     ],
 )

@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from cdvft.errors import InvalidAdapter
 from cdvft.fft import block_circulant, circulant_spectrum
 from cdvft.methods.base import Method, Tensors
+from cdvft.methods.values import choice, integer, number, short
 from cdvft.patterns import lookup
 from cdvft.site import Site
 
@@ -68,7 +69,7 @@ class Cdvft(Method[CdvftSpec]):
 
     def spec(self, config: Mapping[str, Any], site: Site) -> CdvftSpec:
         _check_site_shape(config.get("site_shapes"), site)
-        size = _integer(config, "partition_size", None, 1, 1 << 20)
+        size = integer(config, "partition_size", None, 1, 1 << 20)
         pattern = config.get("partition_size_pattern") or {}
         if not isinstance(pattern, dict) or not all(type(v) is int and 0 < v <= 1 << 20 for v in pattern.values()):
             raise InvalidAdapter(
@@ -80,18 +81,13 @@ class Cdvft(Method[CdvftSpec]):
                 f"adapter_config.json: partition_size {size} is more than twice the larger side of {site.name} "
                 f"[{site.d_out}, {site.d_in}]"
             )
-        alpha = config.get("alpha")
-        if alpha is None:
-            alpha = 1.0
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-            raise InvalidAdapter(f"adapter_config.json: alpha must be a finite number, it is {alpha!r}")
         return CdvftSpec(
             partition_size=size,
-            num_factors=_integer(config, "num_factors", 2, 2, MAX_FACTORS) or 2,
-            alpha=float(alpha),
-            circulant_convention=_choice(config, "circulant_convention", get_args(Convention)),
-            block_grid=_choice(config, "block_grid", get_args(Grid)),
-            padding=_choice(config, "padding", get_args(Padding)),
+            num_factors=integer(config, "num_factors", 2, 2, MAX_FACTORS) or 2,
+            alpha=number(config, "alpha", 1.0),
+            circulant_convention=choice(config, "circulant_convention", get_args(Convention)),
+            block_grid=choice(config, "block_grid", get_args(Grid)),
+            padding=choice(config, "padding", get_args(Padding)),
         )
 
     def config(self, specs: Mapping[Site, CdvftSpec]) -> dict[str, Any]:
@@ -263,24 +259,6 @@ def _circulant_rows(c: Tensor, convention: Convention, rows: int) -> Tensor:
     return shifted[..., p - rows + 1 :, :].flip(-2)
 
 
-def _integer(config: Mapping[str, Any], key: str, default: int | None, low: int, high: int) -> int | None:
-    value = config.get(key)
-    if value is None:
-        return default
-    if type(value) is not int or not low <= value <= high:
-        raise InvalidAdapter(f"adapter_config.json: {key} must be an integer from {low} to {high}, it is {value!r}")
-    return value
-
-
-def _choice(config: Mapping[str, Any], key: str, choices: tuple[Any, ...]) -> Any:
-    value = config.get(key)
-    if value is None:
-        return choices[0]
-    if value not in choices:
-        raise InvalidAdapter(f"adapter_config.json: {key} must be one of {', '.join(choices)}, it is {value!r}")
-    return value
-
-
 def _check_site_shape(shapes: object, site: Site) -> None:
     if shapes is None:
         return
@@ -291,7 +269,8 @@ def _check_site_shape(shapes: object, site: Site) -> None:
     for name, shape in shapes.items():
         if _names_site(name, site.name) and shape != [site.d_out, site.d_in]:
             raise InvalidAdapter(
-                f"adapter_config.json: site_shapes of {name!r} is {shape!r}, the base has [{site.d_out}, {site.d_in}]"
+                f"adapter_config.json: site_shapes of {short(name)} is {short(shape)}, "
+                f"the base has [{site.d_out}, {site.d_in}]"
             )
 
 
