@@ -60,6 +60,8 @@ def test_prepared_signature_decides_who_shares_a_bank(llama) -> None:
     assert signature(task="classification") == same  # heads are pooled apart
     different = [{"num_factors": 3}, {"partition_size": 16}, {"targets": ["q_proj"]}, {"targets": ["k_proj", "v_proj"]}]
     assert len({same, *(signature(**options) for options in different)}) == 1 + len(different)
+    # tables of one shape, but another way from the input to its blocks
+    assert signature(partition_size=5) != signature(partition_size=5, padding="cyclic")
 
 
 def test_prepared_sizes_in_bytes(llama) -> None:
