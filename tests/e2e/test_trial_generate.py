@@ -105,7 +105,7 @@ def test_greedy_streams_equal_generate_on_merged_weights(fleet: Fleet) -> None:
         model, prompt, most = question
         with fleet.client.complete_stream(model, prompt, max_tokens=most, temperature=0) as stream:
             chunks = list(stream)
-        return "".join(chunk.text for chunk in chunks), chunks[-1].finish_reason
+        return "".join(chunk.text for chunk in chunks), chunks[-1].choices[0].finish_reason
 
     with ThreadPoolExecutor(STREAMS) as pool:
         answers = list(pool.map(served, asked))
