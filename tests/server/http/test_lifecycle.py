@@ -57,7 +57,8 @@ def test_nothing_is_left_after_a_stop(llama: Backbone, tmp_path: Path) -> None:
     done = subprocess.run(script, check=False, capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr
     first, *others = json.loads(done.stdout)
-    assert (first["threads"], first["children"]) == (["MainThread"], "")
+    assert set(first["threads"]) <= {"MainThread", "tqdm_monitor"}  # the second is transformers' progress bar's
+    assert first["children"] == ""
     assert others == [first] * 3
 
 
