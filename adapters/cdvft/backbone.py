@@ -1,7 +1,6 @@
 """The frozen base, loaded once and the same way for training and serving."""
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from cdvft.baseinfo import BaseInfo
 from cdvft.errors import UnsupportedBase
 from cdvft.family import Family, family_of
-from cdvft.identity import base_digest, checkpoint_tensors
+from cdvft.identity import base_digest, checkpoint_tensors, digest_cache
 from cdvft.site import Site
 
 __all__ = ["Backbone", "BaseInfo", "load_backbone", "resolve_base"]
@@ -83,7 +82,7 @@ def load_backbone(base: str, *, device: str = "cpu", dtype: str = "auto", name: 
     model.requires_grad_(False).eval().to(device)
     info = BaseInfo(
         name=name or (path.name if Path(base).exists() else base.rsplit("/", 1)[-1]),
-        digest=base_digest(path, config.to_dict(), _cache_file()),
+        digest=base_digest(path, config.to_dict(), digest_cache()),
         family=family,
         sites=_find_sites(model),
         hidden=config.hidden_size,
@@ -144,8 +143,3 @@ def _eos_ids(path: Path, config: Any) -> frozenset[int]:
     has_own = (path / "generation_config.json").is_file()
     eos = GenerationConfig.from_pretrained(path).eos_token_id if has_own else config.eos_token_id
     return frozenset() if eos is None else frozenset([eos] if isinstance(eos, int) else eos)
-
-
-def _cache_file() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(home) / "cdvft" / "base_digests.json"

@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from cdvft.errors import UnsupportedBase
 
-__all__ = ["ARCHITECTURE_FIELDS", "base_digest", "checkpoint_files", "checkpoint_tensors"]
+__all__ = ["ARCHITECTURE_FIELDS", "base_digest", "checkpoint_files", "checkpoint_tensors", "digest_cache"]
 
 ARCHITECTURE_FIELDS = (
     "model_type hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim intermediate_size "
@@ -46,6 +46,12 @@ def base_digest(folder: Path, architecture: Mapping[str, Any], cache: Path | Non
     rows = sorted(row for file in checkpoint_files(folder) for row in _file_rows(file, cache))
     text = json.dumps([fields, rows], sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def digest_cache() -> Path:
+    """Where the tensor hashes of a user's checkpoints are remembered."""
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(home) / "cdvft" / "base_digests.json"
 
 
 def _file_rows(file: Path, cache: Path | None) -> list[list[str]]:
