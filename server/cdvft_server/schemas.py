@@ -1,11 +1,12 @@
 """What requests may say: strict types, known fields only. Limits that a server can set are checked by the service."""
 
+import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from cdvft_server.errors import ApiError
+from cdvft_server.errors import ApiError, invalid
 
 __all__ = ["AliasBody", "ChatRequest", "ClassifyRequest", "CompletionRequest", "GenerationFields", "Message"]
 
@@ -108,16 +109,16 @@ class GenerationFields(Strict):
         for name, neutral in _NEUTRAL.items():
             value = getattr(self, name)
             if value is not None and not any(type(value) is type(own) and value == own for own in neutral):
-                allowed = " or ".join(["null", *(repr(own) for own in neutral)])
+                allowed = " or ".join(["null", *(json.dumps(own) for own in neutral)])
                 raise ApiError("unsupported_parameter", f"{name} is not implemented; leave it out ({allowed})", name)
         return self
 
     @model_validator(mode="after")
     def _check_together(self) -> "GenerationFields":
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
-            raise ValueError("max_tokens and max_completion_tokens are the same field; give one of them")
+            raise invalid("max_tokens and max_completion_tokens are the same field; give one of them", "max_tokens")
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options is only for stream: true")
+            raise invalid("stream_options is only for stream: true", "stream_options")
         return self
 
     @property
@@ -176,9 +177,9 @@ def _rows(value: Any) -> Any:
     if isinstance(value, str):
         value = [value]
     if not isinstance(value, list) or not value:
-        raise ValueError("must be a string, a list of strings or a list of [first, second] pairs, not empty")
-    if not all(isinstance(item, str) for item in value) and not all(_is_pair(item) for item in value):
-        raise ValueError("must hold only strings, or only [first, second] pairs of strings")
+        raise ValueError("must be a string or a list of strings and [first, second] pairs, not empty")
+    if not all(isinstance(item, str) or _is_pair(item) for item in value):
+        raise ValueError("must hold only strings and [first, second] pairs of strings")
     empty = next((i for i, item in enumerate(value) if "" in ([item] if isinstance(item, str) else item)), None)
     if empty is not None:
         raise ValueError(f"input {empty} has an empty string; give at least one character")
@@ -201,7 +202,7 @@ class ClassifyRequest(Strict):
     model: Annotated[str | list[str], BeforeValidator(_models)] = Field(
         description="An adapter; or a list as long as input, one for each"
     )
-    input: Annotated[str | list[str] | list[list[str]], BeforeValidator(_rows)] = Field(
+    input: Annotated[str | list[str | list[str]], BeforeValidator(_rows)] = Field(
         description="A text, texts, or [first, second] pairs"
     )
     top_k: int | None = Field(None, ge=1, description="How many labels `scores` has; all by default")
@@ -211,7 +212,9 @@ class ClassifyRequest(Strict):
     @model_validator(mode="after")
     def _check_lengths(self) -> "ClassifyRequest":
         if isinstance(self.model, list) and len(self.model) != len(self.input):
-            raise ValueError(f"model has {len(self.model)} entries and input {len(self.input)}; they must be as many")
+            raise invalid(
+                f"model has {len(self.model)} entries and input {len(self.input)}; they must be as many", "model"
+            )
         return self
 
     @property

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypedDict
 Mode = Literal["fft", "merged", "auto"]
 Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 Message = Mapping[str, Any]
-Inputs = str | Sequence[str] | Sequence[tuple[str, str]] | Sequence[list[str]]
+Inputs = str | Sequence[str | tuple[str, str] | list[str]]
 
 
 class GenerationFields(TypedDict, total=False):

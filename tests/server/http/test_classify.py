@@ -44,6 +44,18 @@ def test_scores_are_the_merged_models(encoder: Fleet, reference: Encoder) -> Non
     assert body["usage"]["prompt_tokens"] == body["usage"]["total_tokens"] > 4
 
 
+def test_texts_and_pairs_in_one_call(encoder: Fleet) -> None:
+    """Rows of one call may be of either kind: adapters for texts and for pairs share a batch."""
+    mixed = encoder.live.classify(["mood", "topics", "mood"], ["the cat", ["a dog", "the cat"], ["a", "b"]])
+    assert mixed.status_code == 200, mixed.text
+    rows = mixed.json()["data"]
+    for row, model, text in zip(
+        rows, ("mood", "topics", "mood"), ("the cat", ["a dog", "the cat"], ["a", "b"]), strict=True
+    ):
+        alone = encoder.live.classify(model, [text]).json()["data"][0]
+        assert (row["label"], row["score"]) == (alone["label"], pytest.approx(alone["score"], abs=1e-5))
+
+
 def test_pairs(encoder: Fleet, reference: Encoder) -> None:
     pairs = [["the cat", "a dog"], ["a dog", "the cat"]]
     raw = encoder.live.classify("mood", pairs, raw_scores=True).json()["data"]

@@ -160,7 +160,7 @@ CLASSIFY: dict[str, tuple[Ask, int, str]] = {
     "an empty string among others": (classify(input=["a", ""]), 400, "invalid_request"),
     "an empty second": (classify(input=[["a", ""]]), 400, "invalid_request"),
     "three in a pair": (classify(input=[["a", "b", "c"]]), 400, "invalid_request"),
-    "strings and pairs": (classify(input=["a", ["b", "c"]]), 400, "invalid_request"),
+    "strings and triples": (classify(input=["a", ["b", "c", "d"]]), 400, "invalid_request"),
     "a number as input": (classify(input=[1]), 400, "invalid_request"),
     "half a surrogate": (
         lambda f: f.live.client.post("/v1/classify", content=rb'{"model": "judge", "input": "\udc00"}', headers=JSON),
