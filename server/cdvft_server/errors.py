@@ -1,5 +1,6 @@
 """Errors as a client sees them: OpenAI's shape, a code, a message that says what was wrong and what is right."""
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -112,15 +113,19 @@ def _from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
         )
     if first["type"] == "missing":
         return invalid(f"{field!r} is missing in the {place}", field)
-    message = first["msg"].removeprefix("Value error, ")
-    return invalid(f"{field!r} in the {place}: {message} (got {_brief(first.get('input'))})", field)
+    message, told = first["msg"].removeprefix("Value error, "), f" (got {_brief(first.get('input'))})"
+    if first["type"] == "too_short":
+        message = f"must have at least {first['ctx']['min_length']} item, it is empty"
+    if first["type"] in ("too_short", "value_error") and isinstance(first.get("input"), list):
+        told = ""  # the message says what is wrong inside the list
+    return invalid(f"{field!r} in the {place}: {message}{told}", field)
 
 
 def _brief(value: Any) -> str:
     """A few characters of what was sent, never a whole body; huge integers are not written out."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 128:
         return "an integer of more than 128 bits"
-    if isinstance(value, str):
-        value = value[:80]
-    text = repr(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    text = repr(value[:80]) if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from cdvft.files import AdapterFiles
 from cdvft_server.exceptions import AmbiguousDigest, Conflict, NotFound
-from cdvft_server.naming import AdapterRef, Alias, DigestPrefix, Latest, Version
+from cdvft_server.naming import AdapterRef, Alias, DigestPrefix, Latest, Selector, Version
 from cdvft_server.store import NewVersion, Store, Upload, VersionRow
 
 from tests.server.store_maker import BASE, CONFIG, ME, OTHER_BASE, digest_of, new, put, url_of
@@ -162,6 +162,27 @@ class TestResolve:
         store.put_version(ME, "bard", NewVersion(new("x").files, common + "3" * 44, BASE, None, {}))
         assert resolve(store, "bard", DigestPrefix(common)).name == "bard"
 
+    @pytest.mark.parametrize(
+        ("selector", "message"),
+        [
+            (Version(9), "adapter 'poet' has no version 9 (latest is 2); there are versions 2, 1"),
+            (Alias("production"), "adapter 'poet' has no alias 'production'; there are latest, prod"),
+            (
+                DigestPrefix("sha256:" + "0" * 12),
+                f"adapter 'poet' has no version whose digest begins with sha256:{'0' * 12}; there are versions 2, 1",
+            ),
+        ],
+    )
+    def test_which_part_is_missing(self, store: Store, selector: Selector, message: str) -> None:
+        put(store, "poet", "one", alias="prod")
+        put(store, "poet", "two")
+        with pytest.raises(NotFound) as error:
+            resolve(store, "poet", selector)
+        assert str(error.value) == message
+        with pytest.raises(NotFound) as error:
+            resolve(store, "nomodel", selector)
+        assert str(error.value) == "there is no adapter 'nomodel' on this base; GET /v1/models lists those there are"
+
     def test_other_tenants(self, store: Store) -> None:
         put(store, "poet", "mine", ME)
         put(store, "poet", "yours", YOU)
@@ -173,8 +194,10 @@ class TestResolve:
         for ref in (AdapterRef(YOU, "poet"), AdapterRef("nobody", "poet"), AdapterRef(YOU, "poet", Version(1))):
             with pytest.raises(NotFound) as error:
                 store.resolve(ME, ref, BASE)
-            messages.add(str(error.value))
-        assert len(messages) == 1  # hidden and missing look alike
+            messages.add(str(error.value).replace(f"{ref.tenant}/", ""))
+        assert messages == {  # hidden and missing look alike
+            "there is no adapter 'poet' on this base; GET /v1/models lists those there are"
+        }
         with pytest.raises(NotFound):
             resolve(store, "open")
         assert [row.name for row in store.list_adapters(ME, BASE)[0]] == ["poet"]

@@ -16,6 +16,7 @@ from cdvft_server.naming import AdapterRef, DigestPrefix
 from cdvft_server.store.blobs import read_files
 from cdvft_server.store.changes import NewVersion, Upload, delete_versions, point, put
 from cdvft_server.store.database import Database
+from cdvft_server.store.missing import no_adapter, not_there
 from cdvft_server.store.rows import LATEST, VersionRow, fetch, numbered, of_adapter, pointed_at, selected, visible
 from cdvft_server.store.tables import adapters, aliases, steps, versions
 
@@ -100,8 +101,8 @@ class Store:
         with self._database.read() as connection:
             conditions = (*of_adapter(owner, ref.name, base_digest), visible(tenant), selected(ref.selector))
             found = fetch(connection, *conditions)
-        if not found:
-            raise NotFound(f"there is no such adapter, version or alias of {ref.name!r} on this base")
+            if not found:
+                raise not_there(ref, fetch(connection, *of_adapter(owner, ref.name, base_digest), visible(tenant)))
         if len(found) > 1 and isinstance(ref.selector, DigestPrefix):
             numbers = ", ".join(str(row.version) for row in found[:10])
             raise AmbiguousDigest(f"{ref.selector.prefix} is the beginning of versions {numbers} of {ref.name!r}")
@@ -133,7 +134,7 @@ class Store:
         with self._database.read() as connection:
             found = fetch(connection, *of_adapter(tenant, name, base_digest))
         if not found:
-            raise _no_adapter(name)
+            raise no_adapter(name)
         return found
 
     def get(self, tenant: str, name: str, base_digest: str, version: int | None = None) -> VersionRow:
@@ -174,7 +175,7 @@ class Store:
         with self._database.write() as connection:
             rows = fetch(connection, *of_adapter(tenant, name, base_digest), _is(version))
             if not rows:
-                raise _no_adapter(name, version)
+                raise no_adapter(name, version)
             holders = [alias for alias, target in rows[0].aliases.items() if target == version and alias != LATEST]
             if holders:
                 raise Conflict(
@@ -199,18 +200,12 @@ def _one(connection: Connection, tenant: str, name: str, base_digest: str, versi
     which = pointed_at(LATEST) if version is None else numbered(version)
     found = fetch(connection, *of_adapter(tenant, name, base_digest), which)
     if not found:
-        raise _no_adapter(name, version)
+        raise no_adapter(name, version)
     return found[0]
 
 
 def _is(version: int | None) -> ColumnElement[bool]:
     return true() if version is None else numbered(version)
-
-
-def _no_adapter(name: str, version: int | None = None) -> NotFound:
-    return NotFound(
-        f"there is no adapter {name!r}" if version is None else f"adapter {name!r} has no version {version}"
-    )
 
 
 def _is_done(connection: Connection, step: str) -> bool:

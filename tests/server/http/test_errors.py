@@ -268,6 +268,14 @@ def test_completions_on_an_encoder(encoder: Fleet) -> None:
         (complete(logit_bias={"5": 1}), "logit_bias", "not implemented"),
         (complete(model="judge"), "model", "/v1/classify"),
         (chat(messages=[{"role": "user", "content": 3}]), None, "messages.0.content"),
+        (classify(model=["judge"], input=["a", "b"]), "model", "model has 1 entries and input 2; they must be as many"),
+        (classify(model=["judge", "grader"], input="xy"), "model", "model has 2 entries and input 1"),
+        (complete(max_tokens=3, max_completion_tokens=4), "max_tokens", "are the same field; give one of them"),
+        (complete(stream_options={}), "stream_options", "stream_options is only for stream: true"),
+        (complete(echo=True), "echo", "leave it out (null or false)"),
+        (complete(model="writer@9"), None, "'writer' has no version 9 (latest is 1)"),
+        (complete(model="writer@production"), None, "'writer' has no alias 'production'; there are latest"),
+        (complete(model="nomodel"), None, "no adapter 'nomodel' on this base; GET /v1/models lists"),
     ],
 )
 def test_messages_say_what_where_and_what_would_be_right(
@@ -276,6 +284,19 @@ def test_messages_say_what_where_and_what_would_be_right(
     error = error_of(ask(decoder))
     assert words in error["message"]
     assert param is None or error["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (classify(input=["a", ""]), "'input' in the body: input 1 has an empty string; give at least one character"),
+        (chat(messages=[]), "'messages' in the body: must have at least 1 item, it is empty"),
+        (complete(n=True), "'n' in the body: Input should be a valid integer (got true)"),
+        (complete(user={}), "'user' in the body: Input should be a valid string (got an object)"),
+    ],
+)
+def test_messages_speak_json(decoder: Fleet, ask: Ask, message: str) -> None:
+    assert error_of(ask(decoder))["message"] == message
 
 
 def test_a_body_without_a_length_is_limited_too(decoder: Fleet) -> None:
