@@ -1,6 +1,7 @@
 """The frozen base, loaded once and the same way for training and serving."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,12 +14,12 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from cdvft.baseinfo import BaseInfo
-from cdvft.errors import UnsupportedBase
+from cdvft.errors import CdvftError, UnsupportedBase
 from cdvft.family import Family, family_of
 from cdvft.identity import base_digest, checkpoint_tensors, digest_cache
 from cdvft.site import Site
 
-__all__ = ["Backbone", "BaseInfo", "load_backbone", "resolve_base"]
+__all__ = ["Backbone", "BaseInfo", "choose_device", "load_backbone", "resolve_base"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -48,6 +49,24 @@ class Backbone:
         return getattr(self.model, "pooler", None)
 
 
+def choose_device(name: str) -> str:
+    """The device that `--device` means: auto is cuda where there is one. Raises CdvftError for one that is missing."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return name
+    wanted = re.fullmatch(r"cuda(?::([0-9]{1,4}))?", name)
+    if wanted is None:
+        raise CdvftError(f"--device {name} is not known; use auto, cpu, cuda or cuda:N")
+    if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
+        raise CdvftError(f"--device {name}: this PyTorch has no CUDA; use cpu or auto")
+    if not torch.cuda.is_available():
+        raise CdvftError(f"--device {name}: no CUDA device can be used here; use cpu or auto")
+    if int(wanted[1] or 0) >= torch.cuda.device_count():
+        raise CdvftError(f"--device {name}: the highest is cuda:{torch.cuda.device_count() - 1}")
+    return name
+
+
 def resolve_base(base: str) -> Path:
     """A local folder, or a Hub id that is fetched (or found in the Hub cache). Raises UnsupportedBase."""
     folder = Path(base).expanduser()
@@ -55,21 +74,25 @@ def resolve_base(base: str) -> Path:
         return folder.resolve()
     if folder.exists() or base.startswith((".", "/", "~")):
         raise UnsupportedBase(f"--base {base}: no config.json there; give a model folder or a Hub id")
+    if base.count("/") > 1 or "\\" in base:
+        raise UnsupportedBase(f"--base {base}: no such folder")
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(base, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
     except Exception as error:  # the hub client raises many kinds: all mean that the base could not be had
+        reason = re.split(r"\.\s|\n", str(error))[0][:200]  # the hub client's advice is for programmers
         raise UnsupportedBase(
-            f"--base {base}: neither a folder nor a Hub model that can be fetched ({error})"
+            f"--base {base}: no such folder, and no Hub model that can be fetched ({type(error).__name__}: {reason})"
         ) from None
 
 
 def load_backbone(base: str, *, device: str = "cpu", dtype: str = "auto", name: str | None = None) -> Backbone:
     """Load a frozen base in eval mode, without dropout. Raises UnsupportedBase for what is missing or not served.
 
-    `dtype` auto is float32 on the CPU and the checkpoint's own elsewhere.
+    `dtype` auto is float32 on the CPU and the checkpoint's own elsewhere; `device` as for `choose_device`.
     """
+    device = choose_device(device)
     if dtype != "auto" and dtype not in DTYPES:
         raise UnsupportedBase(f"dtype {dtype!r} is not known; known: auto, {', '.join(DTYPES)}")
     path = resolve_base(base)

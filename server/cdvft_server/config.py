@@ -5,6 +5,7 @@ The command line's `serve` options are made from these fields; so are the variab
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -49,7 +50,7 @@ class ServeConfig(BaseSettings):
         default_factory=_default_database,
         description="sqlite:////abs/path or postgresql://user@host:port/db; else store.db in $XDG_DATA_HOME/cdvft",
     )
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto is float32 on the CPU and the checkpoint's own on CUDA"
     )
@@ -99,6 +100,13 @@ class ServeConfig(BaseSettings):
     @classmethod
     def _split_hosts(cls, value: Any) -> Any:
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+    @field_validator("device")
+    @classmethod
+    def _check_device(cls, value: str) -> str:
+        if re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,4})?", value) is None:
+            raise ValueError(f"{value!r} is not known; use auto, cpu, cuda or cuda:N")
+        return value
 
     @field_validator("served_name")
     @classmethod

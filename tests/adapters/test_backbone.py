@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from cdvft.backbone import load_backbone, resolve_base
-from cdvft.errors import UnsupportedBase
+from cdvft.backbone import choose_device, load_backbone, resolve_base
+from cdvft.errors import CdvftError, UnsupportedBase
 from cdvft.family import FAMILIES, family_of
 from cdvft.site import Site
 from safetensors.torch import load_file, save_file
@@ -109,8 +109,12 @@ def test_what_is_no_served_base_is_refused(tmp_path: Path) -> None:
         load_backbone(str(tmp_path))
     with pytest.raises(UnsupportedBase, match=r"no config\.json there"):
         resolve_base("./nowhere")
-    with pytest.raises(UnsupportedBase, match="neither a folder nor a Hub model that can be fetched"):
+    with pytest.raises(UnsupportedBase, match="no such folder, and no Hub model that can be fetched") as fetched:
         resolve_base("nobody/nothing-here")  # offline in tests
+    assert "\n" not in str(fetched.value)
+    assert len(str(fetched.value)) < 300
+    with pytest.raises(UnsupportedBase, match=r"^--base path/to/roberta-base: no such folder$"):
+        resolve_base("path/to/roberta-base")
     other = tmp_path / "gpt2"
     other.mkdir()
     (other / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
@@ -145,6 +149,29 @@ def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
     with pytest.raises(UnsupportedBase, match="cannot be loaded"):
         load_backbone(str(folder))
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cuda:-1", "mps", ""])
+def test_an_unknown_device_is_refused(name: str) -> None:
+    with pytest.raises(CdvftError, match=rf"--device {name} is not known; use auto, cpu, cuda or cuda:N"):
+        choose_device(name)
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_read(monkeypatch, tmp_path: Path) -> None:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    missing = f"cuda:{count}"
+    with pytest.raises(CdvftError, match=rf"^--device {missing}: (this PyTorch has no CUDA; use|no CUDA|the highest)"):
+        load_backbone(str(tmp_path / "nowhere"), device=missing)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(CdvftError, match="--device cuda: no CUDA device can be used here; use cpu or auto"):
+        choose_device("cuda")
+    assert choose_device("auto") == choose_device("cpu") == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [choose_device(name) for name in ("auto", "cuda", "cuda:1")] == ["cuda", "cuda", "cuda:1"]
+    with pytest.raises(CdvftError, match="--device cuda:2: the highest is cuda:1"):
+        choose_device("cuda:2")
 
 
 def test_a_misspelt_dtype_is_refused(llama) -> None:

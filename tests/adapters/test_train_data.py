@@ -72,6 +72,15 @@ def test_unused_columns_are_told_not_silently_dropped(file: Callable[[str, str],
         ("a.csv", 'text,label\nx,1\n"y"z,2\n', r"a\.csv:3: "),
         ("a.csv", 'text,label\n"two\nlines",1\ny,\n', r"a\.csv:4: a row has either a label or a score"),
         ("a.csv", "text,label\n", "has no rows"),
+        (
+            "a.csv",
+            "sentence,label\nx,1\n",
+            r"a\.csv:1: the header needs text, and label or score; it has sentence, label",
+        ),
+        ("a.tsv", "\ntext\tmood\nx\t1\n", r"a\.tsv:2: the header needs text, and label or score; it has text, mood"),
+        ("a.csv", "text,label,text\nx,1,y\n", r"a\.csv:1: the header has text more than once"),
+        ("a.csv", "text,label,mood\n,1,glad\n", r"a\.csv:2: text is missing; this row has label, mood"),
+        ("a.jsonl", '{"sentence":"x","label":1}', r"a\.jsonl:1: text is missing; this row has sentence, label"),
     ],
 )
 def test_what_is_wrong_is_named_with_file_and_line(

@@ -307,6 +307,43 @@ def test_a_folder_with_other_things_is_not_written_to(folder: Path) -> None:
         train(classify_config(folder, "roberta", out=folder / "precious"))
 
 
+@pytest.mark.parametrize("place", ["notes.txt/out", "/proc/cdvft/out"])
+def test_an_out_that_cannot_be_written_is_told_before_the_base_is_loaded(folder: Path, place: str) -> None:
+    (folder / "notes.txt").write_text("mine")
+    config = classify_config(folder, "roberta", out=folder / place)
+    with pytest.raises(CdvftError, match=rf"--out {folder / place} cannot be written: .+; give another folder"):
+        train(replace(config, base=str(folder / "nowhere")))
+
+
+def test_a_device_that_is_not_there_is_told_before_the_base_is_loaded(folder: Path) -> None:
+    config = classify_config(folder, "roberta", device="gpu")
+    with pytest.raises(CdvftError, match="--device gpu is not known; use auto, cpu, cuda or cuda:N"):
+        train(replace(config, base=str(folder / "nowhere")))
+    assert not config.out.exists()
+
+
+def test_an_adapter_that_is_replaced_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = classify_config(folder, "roberta", epochs=1)
+    train(config)
+    told = f"--out {config.out} holds an adapter; this run's takes its place when it ends"
+    assert told not in capsys.readouterr().err
+    train(config)
+    assert told in capsys.readouterr().err
+
+
+def test_rows_without_room_for_a_completion_are_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": "a" * (40 if k % 3 else 4), "completion": "b"} for k in range(12)]
+    data, valid = write(folder / "long.jsonl", rows), write(folder / "long-valid.jsonl", rows[:1])
+    config = TrainConfig("lm", str(base(folder, "llama")), data, folder / "long-out", valid, max_length=32, epochs=1)
+    assert train(config)["skipped"] == 8
+    told = (
+        "8 of 12 training inputs skipped: the prompt leaves no room for a completion in 32 tokens; raise --max-length"
+    )
+    shown = capsys.readouterr().err
+    assert told in shown
+    assert "evaluation inputs skipped" not in shown
+
+
 def test_options_out_of_range_are_refused_by_name() -> None:
     for change in ({"epochs": 0}, {"lr": -1.0}, {"lr_head": math.nan}, {"seed": -1}, {"template": Path("x")}):
         with pytest.raises(CdvftError, match=f"--{next(iter(change)).replace('_', '-')} "):

@@ -20,6 +20,27 @@ KINDS = ".jsonl, .ndjson or .json (JSON lines), .csv or .tsv (with a header)"
 HELD_OUT = 0.1
 
 
+@dataclass(frozen=True)
+class Fields:
+    """What rows may have. A table's header must have all of one of `forms`."""
+
+    known: frozenset[str]
+    forms: tuple[frozenset[str], ...]
+    told: str
+
+
+CLASSIFY = Fields(
+    frozenset({"text", "text2", "label", "score"}),
+    (frozenset({"text", "label"}), frozenset({"text", "score"})),
+    "text, and label or score",
+)
+LM = Fields(
+    frozenset({"text", "prompt", "completion", "messages"}),
+    (frozenset({"text"}), frozenset({"prompt", "completion"}), frozenset({"messages"})),
+    "text, or prompt and completion, or messages",
+)
+
+
 def _silent(message: str) -> None:
     pass
 
@@ -51,7 +72,7 @@ def read_classify(path: Path, note: Note = _silent) -> list[ClassifyRow]:
 
     `note` is told of fields that no row format has: they are not used.
     """
-    rows = [_classify_row(where, fields) for where, fields in _read(path, {"text", "text2", "label", "score"}, note)]
+    rows = [_classify_row(where, fields) for where, fields in _read(path, CLASSIFY, note)]
     scored = [row for row in rows if row.score is not None]
     if scored and len(scored) < len(rows):
         labelled = next(row for row in rows if row.score is None)
@@ -61,8 +82,7 @@ def read_classify(path: Path, note: Note = _silent) -> list[ClassifyRow]:
 
 def read_lm(path: Path, note: Note = _silent) -> list[LmRow]:
     """Rows with `text`, or `prompt` and `completion`, or `messages`; otherwise like `read_classify`."""
-    known = {"text", "prompt", "completion", "messages"}
-    return _not_empty([_lm_row(where, fields) for where, fields in _read(path, known, note)], path)
+    return _not_empty([_lm_row(where, fields) for where, fields in _read(path, LM, note)], path)
 
 
 def label_order(labels: Sequence[str]) -> tuple[str, ...]:
@@ -104,17 +124,17 @@ def _not_empty(rows: list[RowT], path: Path) -> list[RowT]:
     return rows
 
 
-def _read(path: Path, known: set[str], note: Note) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file:line, known fields) per row; empty cells of CSV and TSV and nulls are left out."""
+def _read(path: Path, allowed: Fields, note: Note) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(file:line, fields) per row; empty cells of CSV and TSV and nulls are left out."""
     unused: set[str] = set()
-    for where, fields in _rows(path):
-        unused.update(fields.keys() - known)
-        yield where, {key: value for key, value in fields.items() if key in known and value is not None}
+    for where, fields in _rows(path, allowed):
+        unused.update(fields.keys() - allowed.known)
+        yield where, {key: value for key, value in fields.items() if value is not None}
     if unused:
-        note(f"{path}: not used: {', '.join(sorted(unused))} (rows may have {', '.join(sorted(known))})")
+        note(f"{path}: not used: {', '.join(sorted(unused))} (rows may have {', '.join(sorted(allowed.known))})")
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(path: Path, allowed: Fields) -> Iterator[tuple[str, dict[str, Any]]]:
     suffix = path.suffix.lower()
     if suffix not in (".jsonl", ".ndjson", ".json", ".csv", ".tsv"):
         raise InvalidData(f"{path}: the file name must end in {KINDS}")
@@ -127,7 +147,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise InvalidData(f"{path}:{line}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
-    return _json_rows(path, text) if suffix.startswith((".j", ".n")) else _table_rows(path, text, suffix)
+    return _json_rows(path, text) if suffix.startswith((".j", ".n")) else _table_rows(path, text, suffix, allowed)
 
 
 def _json_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -143,7 +163,7 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{path}:{number}", fields
 
 
-def _table_rows(path: Path, text: str, suffix: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _table_rows(path: Path, text: str, suffix: str, allowed: Fields) -> Iterator[tuple[str, dict[str, Any]]]:
     csv.field_size_limit(1 << 30)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter="," if suffix == ".csv" else "\t", strict=True)
     header: list[str] | None = None
@@ -159,10 +179,19 @@ def _table_rows(path: Path, text: str, suffix: str) -> Iterator[tuple[str, dict[
             continue
         if header is None:
             header = [name.strip() for name in cells]
+            _check_header(f"{path}:{first_line}", header, allowed)
         elif len(cells) != len(header):
             raise InvalidData(f"{path}:{first_line}: {len(cells)} columns, the header has {len(header)}")
         else:
             yield f"{path}:{first_line}", {key: cell for key, cell in zip(header, cells, strict=True) if cell}
+
+
+def _check_header(where: str, header: list[str], allowed: Fields) -> None:
+    if not any(form <= set(header) for form in allowed.forms):
+        raise InvalidData(f"{where}: the header needs {allowed.told}; it has {', '.join(header)}")
+    twice = sorted(name for name in allowed.known if header.count(name) > 1)
+    if twice:
+        raise InvalidData(f"{where}: the header has {twice[0]} more than once")
 
 
 def _classify_row(where: str, fields: dict[str, Any]) -> ClassifyRow:

@@ -3,11 +3,10 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-
-from cdvft.backbone import Backbone, load_backbone
+from cdvft.backbone import Backbone, choose_device, load_backbone
 from cdvft.checkpoint import adapter_files, write_folder
 from cdvft.errors import CdvftError
 from cdvft.files import CONFIG_NAME
@@ -37,9 +36,10 @@ def run(config: TrainConfig) -> dict[str, Any]:
     """
     started = time.perf_counter()
     _check_out(config.out)
+    device = choose_device(config.device)
     method_named(config.method)
     task = task_for(config, note)
-    backbone = load_backbone(config.base, device=_device(config.device), dtype=config.dtype)
+    backbone = load_backbone(config.base, device=device, dtype=config.dtype)
     prepared = task.prepare(backbone, _sites(config, backbone), _max_length(config.max_length, backbone))
     train, evaluation = prepared.train, prepared.evaluation
     trainee = Trainee(backbone, prepared.spec, config.seed, prepared.scale, prepared.shift)
@@ -62,15 +62,18 @@ def run(config: TrainConfig) -> dict[str, Any]:
 
 
 def _check_out(out: Path) -> None:
-    """Only a new or empty folder, or one that holds an adapter already, is written to."""
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / CONFIG_NAME).is_file())):
-        raise CdvftError(f"--out {out} exists and is no adapter folder; give a new folder")
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name
+    """Only a new or empty folder, or one that holds an adapter already, is written to; what is there stays as it is."""
+    try:
+        holds_adapter = (out / CONFIG_NAME).is_file()
+        if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not holds_adapter)):
+            raise CdvftError(f"--out {out} exists and is no adapter folder; give a new folder")
+        there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+        with TemporaryDirectory(dir=there):
+            pass
+    except OSError as error:
+        raise CdvftError(f"--out {out} cannot be written: {error.strerror}; give another folder") from None
+    if holds_adapter:
+        note(f"--out {out} holds an adapter; this run's takes its place when it ends")
 
 
 def _max_length(wanted: int | None, backbone: Backbone) -> int:

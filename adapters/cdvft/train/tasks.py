@@ -79,7 +79,7 @@ class LmTask:
     """Next-token prediction; the adapter has no head, and a template if `--template` gives one."""
 
     def __init__(self, config: TrainConfig, note: Note) -> None:
-        self.config = config
+        self.config, self.note = config, note
         self.template = _read_template(config.template)
         rows = read_lm(config.data, note)
         if config.eval is None:
@@ -101,6 +101,13 @@ class LmTask:
         if not encoding.items:
             raise InvalidData(
                 f"every {name} prompt has {max_length} tokens or more; raise --max-length or shorten them"
+            )
+        if encoding.skipped:
+            longest = backbone.info.max_length
+            way = "raise --max-length" if max_length < longest else "that is the most this base takes, shorten them"
+            self.note(
+                f"{encoding.skipped} of {encoding.skipped + len(encoding.items)} {name} inputs skipped: "
+                f"the prompt leaves no room for a completion in {max_length} tokens; {way}"
             )
         return encoding
 

@@ -20,15 +20,12 @@ LEAST_MEMORY = 64 << 20
 
 
 def load_base(config: ServeConfig) -> Backbone:
-    """Raises UnsupportedBase, StartRefused."""
+    """Raises CdvftError, StartRefused."""
     torch.set_num_threads(torch.get_num_threads())  # the same number in every thread from now on
     embedded = config.base is None
     base = str(demo.base_path()) if config.base is None else config.base
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     name = config.served_name or (demo.BASE_NAME if embedded else None)
-    backbone = load_backbone(base, device=device, dtype=config.dtype, name=name)
+    backbone = load_backbone(base, device=config.device, dtype=config.dtype, name=name)
     try:
         check_name("adapter", backbone.info.name)
     except InvalidName as error:
