@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from cdvft_server.bodies import parse_json
+from cdvft_server.bodies import _unique, parse_json
 from cdvft_server.errors import ApiError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,3 +45,26 @@ def test_what_pythons_parser_lets_pass(data: bytes) -> None:
 
 def test_a_whole_pair_is_a_character() -> None:
     assert parse_json(rb'"\ud83e\udd8a"') == "🦊"
+
+
+class CountingKey(str):
+    """A key that counts how often keys are compared."""
+
+    __slots__ = ()
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        type(self).compared += 1
+        return str.__eq__(self, other)  # type: ignore[arg-type]
+
+    __hash__ = str.__hash__
+
+
+def test_naming_a_duplicate_key_takes_time_in_proportion_to_the_keys() -> None:
+    keys = [CountingKey(k) for k in range(2000)]
+    CountingKey.compared = 0
+    with pytest.raises(ValueError, match="duplicate key '1999'"):
+        _unique([(key, 0) for key in [*keys, CountingKey(1999)]])
+    assert CountingKey.compared < 4 * len(keys)
+    with pytest.raises(ApiError, match="duplicate key '1999'"):
+        parse_json(b"{" + b",".join(b'"%d": 0' % k for k in (*range(2000), 1999)) + b"}")
