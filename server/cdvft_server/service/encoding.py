@@ -1,6 +1,5 @@
 """Requests' text to token ids, off the loop; an adapter's own template in a process of its own."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
@@ -9,7 +8,7 @@ from cdvft.formatting import Encoded, encode_chat, encode_classification, encode
 from cdvft.templates import PLAIN_TEMPLATE, render
 
 from cdvft_server.errors import invalid
-from cdvft_server.service.parts import RENDERERS, Parts
+from cdvft_server.service.parts import Parts
 from cdvft_server.service.targets import Target
 
 __all__ = ["Encoding"]
@@ -20,7 +19,7 @@ LARGE = 1 << 16  # characters: tens of milliseconds
 
 
 class Encoding:
-    """All methods but `check_ids` work in the thread pool; large texts and templates may not fill it."""
+    """All methods but `check_ids` work in threads; large texts and templates in other ones than the rest."""
 
     def __init__(self, parts: Parts) -> None:
         backbone = parts.backbone
@@ -28,7 +27,6 @@ class Encoding:
         self._vocabulary = int(backbone.config.vocab_size)
         self._types = int(getattr(backbone.config, "type_vocab_size", 1) or 1)
         self._max_length = parts.engine.context_length  # of a classify input, where its adapter says nothing
-        self._rendering = asyncio.Semaphore(RENDERERS)
         encode_prompt(self._tokenizer, "a")  # a tokenizer drops the truncation it was saved with at its first use
 
     async def prompts(self, prompts: Sequence[str | list[int]]) -> list[list[int]]:
@@ -38,13 +36,14 @@ class Encoding:
 
     async def chat(self, target: Target, messages: list[dict[str, str]]) -> list[int]:
         """Ids of the rendered messages. Raises InvalidData where the template cannot take them."""
-        run = self._run_for(sum(len(message["content"]) for message in messages))
         bos, eos = self._tokenizer.bos_token, self._tokenizer.eos_token
         own = target.summary.get("template")
         if own is not None:
-            async with self._rendering:
-                text = await run(lambda: self._templates.render(own, messages, bos_token=bos, eos_token=eos))
+            text = await self._workers.templates.run(
+                lambda: self._templates.render(own, messages, bos_token=bos, eos_token=eos)
+            )
         else:
+            run = self._run_for(sum(len(message["content"]) for message in messages))
             source = self._tokenizer.chat_template or PLAIN_TEMPLATE
             text = await run(lambda: render(source, messages, bos_token=bos, eos_token=eos))
         return await self._run_for(len(text))(lambda: encode_chat(self._tokenizer, text))
@@ -58,7 +57,7 @@ class Encoding:
 
     def _run_for(self, size: int) -> Callable[[Callable[[], T]], Awaitable[T]]:
         """Where to work on a text of this many characters (or ids)."""
-        return self._workers.run if size <= LARGE else self._workers.run_long
+        return self._workers.texts.run if size <= LARGE else self._workers.run_long
 
     def check_ids(self, ids: Sequence[int], what: str, param: str) -> None:
         """Raises ApiError for ids that the vocabulary does not have."""

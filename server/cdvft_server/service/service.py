@@ -42,7 +42,7 @@ class Service:
     ) -> None:
         """On the loop's thread; starts the template worker and nothing else."""
         self.config, self._draining = config, False
-        workers = Workers()
+        workers = Workers(RENDERERS)
         self._parts = parts = Parts(
             config=config,
             backbone=backbone,

@@ -1,0 +1,70 @@
+"""Lanes of worker threads: whoever gives up waiting frees no thread, and gets nobody else's."""
+
+import asyncio
+import threading
+
+import pytest
+from cdvft_server.service.workers import Lane, Workers
+
+WAIT = 60.0  # seconds: a bound for a hang
+
+
+class Blocking:
+    """Calls that hold their thread until `end` is set; counts how many hold one at once."""
+
+    def __init__(self) -> None:
+        self.begun, self.most, self._now = 0, 0, 0
+        self.end, self._lock = threading.Event(), threading.Lock()
+
+    def __call__(self) -> None:
+        with self._lock:
+            self.begun += 1
+            self._now += 1
+            self.most = max(self.most, self._now)
+        assert self.end.wait(WAIT)
+        with self._lock:
+            self._now -= 1
+
+
+async def until(condition: object) -> None:
+    async with asyncio.timeout(WAIT):
+        while not condition():  # type: ignore[operator]
+            await asyncio.sleep(0.001)
+
+
+def test_abandoned_calls_keep_their_turns_until_their_threads_have_ended() -> None:
+    async def scenario() -> None:
+        workers, blocking = Workers(renderers=2, count=4), Blocking()
+        try:
+            tasks = [asyncio.create_task(workers.run_long(blocking)) for _ in range(6)]
+            await until(lambda: blocking.begun == 2)
+            for task in tasks:
+                task.cancel()
+            assert all(isinstance(e, asyncio.CancelledError) for e in await asyncio.gather(*tasks, return_exceptions=1))
+            late = asyncio.create_task(workers.run_long(blocking))
+            for lane in (workers.run, workers.texts.run, workers.templates.run, workers.bodies.run):
+                assert await asyncio.wait_for(lane(lambda: 7), WAIT) == 7  # every other lane is free
+            assert (blocking.begun, late.done()) == (2, False)  # both threads are held, and those who waited are gone
+            blocking.end.set()
+            await late
+            assert (blocking.begun, blocking.most) == (3, 2)
+        finally:
+            blocking.end.set()
+            workers.close()
+
+    asyncio.run(scenario())
+
+
+def test_results_errors_and_the_end() -> None:
+    async def scenario() -> None:
+        lane = Lane("test", 1)
+        assert await lane.run(divmod, 7, 2) == (3, 1)
+        for _ in range(3):  # an error gives the turn back
+            with pytest.raises(ZeroDivisionError):
+                await lane.run(divmod, 1, 0)
+        lane.close()
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match="shutdown"):
+                await asyncio.wait_for(lane.run(int), WAIT)
+
+    asyncio.run(scenario())
