@@ -70,7 +70,9 @@ def _names(config: Mapping[str, Any], key: str) -> str | frozenset[str]:
         return frozenset()
     if isinstance(value, str):
         return value
-    if isinstance(value, list) and len(value) <= MAX_NAMES and all(isinstance(name, str) and name for name in value):
+    if isinstance(value, list) and len(value) <= MAX_NAMES and all(isinstance(name, str) for name in value):
+        if "" in value:
+            raise InvalidAdapter(f"{CONFIG_NAME}: {key} has an empty string among its names; leave it out")
         return frozenset(value)
     raise InvalidAdapter(
         f"{CONFIG_NAME}: {key} must be a string or a list of at most {MAX_NAMES} names, it is {short(value)}"

@@ -149,6 +149,9 @@ def test_dense_stays_small_where_blocks_are_long() -> None:
         ({"alpha": math.inf}, "alpha must be a finite number"),
         ({"alpha": 10**400}, "alpha must be a finite number"),
         ({"alpha": True}, "alpha must be a finite number"),
+        ({"alpha": 1e39}, r"alpha must be a finite number, at most 3.403e\+38 in size, it is 1e\+39"),
+        ({"alpha": -1e39}, "alpha must be a finite number"),
+        ({"alpha": math.nan}, "alpha must be a finite number"),
         ({"circulant_convention": "row"}, "circulant_convention must be one of first_col, first_row, it is 'row'"),
         ({"block_grid": 2}, "block_grid must be one of rect, square"),
         ({"padding": ["zero"]}, "padding must be one of zero, cyclic"),
@@ -166,6 +169,8 @@ def test_defaults_and_patterns() -> None:
     assert METHOD.spec({}, site) == CdvftSpec(2)
     assert METHOD.spec(dict.fromkeys(METHOD.config_keys), site) == CdvftSpec(2)
     assert METHOD.spec({"alpha": 2}, site).alpha == 2.0
+    largest = torch.finfo(torch.float32).max
+    assert METHOD.spec({"alpha": largest}, site).alpha == largest
     sizes = {"layers.1.q_proj": 3, r"layers\.\d+\.q_proj": 4, "q_proj": 5}
     assert METHOD.spec({"partition_size": 1, "partition_size_pattern": sizes}, site).partition_size == 4
     assert METHOD.spec({"partition_size": 1, "partition_size_pattern": {"k_proj": 3}}, site).partition_size == 1

@@ -94,6 +94,14 @@ def test_every_part_of_the_spec_counts(changes) -> None:
     assert adapter_digest(spec(**changes), tensors(), head()) != GOLDEN
 
 
+def test_both_zeros_of_alpha_are_one(llama) -> None:
+    negative = adapter_digest(spec(sites=all_sites(alpha=-0.0)), tensors(), head())
+    assert negative == adapter_digest(spec(sites=all_sites(alpha=0.0)), tensors(), head()) != GOLDEN
+    files = adapter_files(random_adapter(llama.info, 5), llama.info)
+    read = [read_adapter(with_config(files, alpha=alpha), llama.info).digest for alpha in (0.0, -0.0, 0)]
+    assert len(set(read)) == 1
+
+
 def test_every_tensor_counts_by_name_dtype_shape_and_bytes() -> None:
     seen = {GOLDEN}
     for site in (s.name for s in SITES):

@@ -40,6 +40,9 @@ class CdvftSpec:
     block_grid: Grid = "rect"
     padding: Padding = "zero"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "alpha", self.alpha + 0.0)  # -0.0 is 0.0 and must have the same digest
+
     def grid(self, site: Site) -> tuple[int, int]:
         """Blocks on disk: (q_out, q_in)."""
         q_out, q_in = -(-site.d_out // self.partition_size), -(-site.d_in // self.partition_size)

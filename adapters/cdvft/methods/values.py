@@ -1,12 +1,13 @@
 """Values of adapter_config.json, typed and in range, or refused by key."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from cdvft.errors import InvalidAdapter
 
 __all__ = ["choice", "integer", "number"]
+
+LARGEST = (2 - 2**-23) * 2.0**127  # of float32
 
 
 def integer(config: Mapping[str, Any], key: str, default: int | None, low: int, high: int) -> int | None:
@@ -22,16 +23,15 @@ def integer(config: Mapping[str, Any], key: str, default: int | None, low: int, 
 
 
 def number(config: Mapping[str, Any], key: str, default: float) -> float:
-    """The finite number under `key`; absent or null is the default."""
+    """The number under `key`, within float32's range; absent or null is the default."""
     value = config.get(key)
     if value is None:
         return default
-    try:
-        if not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value):
-            return float(value)
-    except OverflowError:  # an integer beyond the largest float
-        pass
-    raise InvalidAdapter(f"adapter_config.json: {key} must be a finite number, it is {short(value)}")
+    if not isinstance(value, bool) and isinstance(value, int | float) and -LARGEST <= value <= LARGEST:
+        return float(value)
+    raise InvalidAdapter(
+        f"adapter_config.json: {key} must be a finite number, at most {LARGEST:.4g} in size, it is {short(value)}"
+    )
 
 
 def choice(config: Mapping[str, Any], key: str, choices: tuple[Any, ...]) -> Any:

@@ -255,6 +255,7 @@ REFUSALS: dict[str, tuple[Change, int, str]] = {
         "invalid_adapter",
     ),
     "an unknown option": (config(use_magic=True), 422, "invalid_adapter"),
+    "an alpha beyond float32": (config(alpha=1e39), 422, "invalid_adapter"),
     "another method": (config(peft_type="LOHA"), 422, "invalid_adapter"),
     "another base": (config(base_digest="sha256:" + "0" * 64), 422, "invalid_adapter"),
     "a target without tensors": (config(target_modules=["q_proj", "k_proj", "v_proj"]), 422, "invalid_adapter"),
