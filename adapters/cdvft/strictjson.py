@@ -6,7 +6,7 @@ from typing import Any
 
 from cdvft.errors import InvalidAdapter
 
-__all__ = ["parse_object"]
+__all__ = ["parse_object", "unique_keys"]
 
 
 def parse_object(data: bytes, what: str) -> dict[str, Any]:
@@ -14,7 +14,7 @@ def parse_object(data: bytes, what: str) -> dict[str, Any]:
     try:
         value = json.loads(
             data.decode("utf-8"),
-            object_pairs_hook=_unique,
+            object_pairs_hook=unique_keys,
             parse_constant=_refuse_constant,
             parse_float=_finite,
         )
@@ -32,7 +32,8 @@ def parse_object(data: bytes, what: str) -> dict[str, Any]:
     return value
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `object_pairs_hook`. Raises ValueError naming a key that comes twice."""
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:

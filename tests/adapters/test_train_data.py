@@ -68,6 +68,17 @@ def test_unused_columns_are_told_not_silently_dropped(file: Callable[[str, str],
             '{"text":"x","label":1}\n\n{"text":"x","score":2}',
             r"a\.jsonl:1 has a label, .*l:3 a score",
         ),
+        ("a.jsonl", '{"text":"x","label":1,"text":"y"}', r"a\.jsonl:1: not JSON \(duplicate key 'text'\)"),
+        ("a.jsonl", '{"text":"x","label":"\\ud800"}', r"a\.jsonl:1: half a surrogate pair"),
+        (
+            "a.jsonl",
+            '{"text":"x","label":1}\n{"text":"x","label":2}\n{"text":"y","label":"1"}',
+            r"a\.jsonl:1 has the label 1, .*a\.jsonl:3 '1': write it as a number or as a string",
+        ),
+        ("a.jsonl", json.dumps({"text": "x", "label": "7" * 5000}), r"a\.jsonl:1: the label '7{40}'.* 5000 characters"),
+        ("a.csv", f"text,label\nx,{'7' * 5000}\n", r"a\.csv:2: the label '7{40}'.* 5000 characters, at most 200"),
+        ("a.csv", "text,label\nx,1\ny\0,2\n", r"a\.csv:3: a NUL character"),
+        ("a.tsv", "t\0e\0x\0t\0", r"a\.tsv:1: a NUL character"),
         ("a.csv", "text,label\nx,1\ny\n", r"a\.csv:3: 1 columns, the header has 2"),
         ("a.csv", 'text,label\nx,1\n"y"z,2\n', r"a\.csv:3: "),
         ("a.csv", 'text,label\n"two\nlines",1\ny,\n', r"a\.csv:4: a row has either a label or a score"),
@@ -119,12 +130,23 @@ def test_lm_rows_of_all_three_forms(file: Callable[[str, str], Path]) -> None:
         ({"messages": [{"role": "user", "content": "x"}]}, "no assistant message"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "starts with the assistant"),
         ({"messages": [{"role": "user", "content": ["x"]}]}, "must be a list of"),
-        ({"messages": "hello"}, "messages is not JSON"),
+        ({"messages": "hello"}, "messages: not JSON"),
+        (
+            {"messages": '[{"role":"user","content":"x","role":"assistant"}]'},
+            "messages: not JSON .duplicate key 'role'",
+        ),
+        ({"text": "half \ud83d"}, "half a surrogate pair"),
+        ({"messages": '[{"role":"user","content":"\\udc00"}]'}, "half a surrogate pair"),
     ],
 )
 def test_wrong_lm_rows(file: Callable[[str, str], Path], row: dict[str, object], message: str) -> None:
     with pytest.raises(InvalidData, match=rf"a\.jsonl:1: .*{message}"):
         read_lm(file("a.jsonl", json.dumps(row)))
+
+
+def test_numbers_and_other_names_may_be_labels_of_one_file(file: Callable[[str, str], Path]) -> None:
+    rows = read_classify(file("a.jsonl", '{"text":"x","label":1}\n{"text":"y","label":"none"}\n{"text":"z","label":1}'))
+    assert [row.label for row in rows] == ["1", "none", "1"]
 
 
 def test_labels_are_sorted_integers_as_numbers() -> None:

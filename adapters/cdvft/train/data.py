@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cdvft.errors import InvalidData
+from cdvft.strictjson import unique_keys
 
 __all__ = ["ClassifyRow", "LmRow", "Note", "hold_out", "label_order", "read_classify", "read_lm"]
 
 Note = Callable[[str], None]
 KINDS = ".jsonl, .ndjson or .json (JSON lines), .csv or .tsv (with a header)"
 HELD_OUT = 0.1
+MAX_LABEL = 200  # characters: the most labels of this length still make a config that the server takes
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,15 @@ def read_classify(path: Path, note: Note = _silent) -> list[ClassifyRow]:
 
     `note` is told of fields that no row format has: they are not used.
     """
-    rows = [_classify_row(where, fields) for where, fields in _read(path, CLASSIFY, note)]
+    rows: list[ClassifyRow] = []
+    forms: dict[object, tuple[str, Any]] = {}  # where each label stands first, and as what
+    for where, fields in _read(path, CLASSIFY, note):
+        rows.append(_classify_row(where, fields))
+        first, form = forms.setdefault(rows[-1].label, (where, fields.get("label")))
+        if form != fields.get("label"):
+            raise InvalidData(
+                f"{first} has the label {form!r}, {where} {fields['label']!r}: write it as a number or as a string"
+            )
     scored = [row for row in rows if row.score is not None]
     if scored and len(scored) < len(rows):
         labelled = next(row for row in rows if row.score is None)
@@ -154,16 +164,28 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
-        try:
-            fields = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InvalidData(f"{path}:{number}: not JSON ({error}); each line must be one JSON object") from None
+        fields = _parsed(f"{path}:{number}", line, "each line must be one JSON object")
         if not isinstance(fields, dict):
             raise InvalidData(f"{path}:{number}: each line must be one JSON object, this is {line.strip()[:40]!r}")
         yield f"{path}:{number}", fields
 
 
+def _parsed(where: str, text: str, wanted: str) -> Any:
+    try:
+        value = json.loads(text, object_pairs_hook=unique_keys)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise InvalidData(f"{where}: half a surrogate pair in a string; write whole characters") from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidData(f"{where}: not JSON ({error}); {wanted}") from None
+    return value
+
+
 def _table_rows(path: Path, text: str, suffix: str, allowed: Fields) -> Iterator[tuple[str, dict[str, Any]]]:
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise InvalidData(f"{path}:{line}: a NUL character; save the file as UTF-8 text")
     csv.field_size_limit(1 << 30)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter="," if suffix == ".csv" else "\t", strict=True)
     header: list[str] | None = None
@@ -216,10 +238,7 @@ def _lm_row(where: str, fields: dict[str, Any]) -> LmRow:
 
 def _messages(where: str, value: Any) -> tuple[dict[str, str], ...]:
     if isinstance(value, str):  # a CSV cell
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise InvalidData(f"{where}: messages is not JSON ({error})") from None
+        value = _parsed(f"{where}: messages", value, 'write [{"role": "...", "content": "..."}, ...]')
     if not isinstance(value, list) or not all(_is_message(message) for message in value):
         raise InvalidData(f'{where}: messages must be a list of {{"role": "...", "content": "..."}}')
     if not any(message["role"] == "assistant" for message in value):
@@ -250,6 +269,8 @@ def _label(where: str, value: Any) -> str:
     label = str(value) if type(value) is int else value
     if not isinstance(label, str) or not label.strip() or not label.isprintable():
         raise InvalidData(f"{where}: label must be an integer or a printable string, it is {str(value)[:40]!r}")
+    if len(label) > MAX_LABEL:
+        raise InvalidData(f"{where}: the label {label[:40]!r}... has {len(label)} characters, at most {MAX_LABEL}")
     return label
 
 
