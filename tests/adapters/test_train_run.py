@@ -20,7 +20,7 @@ from cdvft.train import TrainConfig, train
 from cdvft.train.data import ClassifyRow, LmRow
 from cdvft.train.items import classify_items, lm_items, ordered_batches
 from cdvft.train.metrics import pearson
-from cdvft.train.trainee import Trainee
+from cdvft.train.native import MethodTrainee
 
 from tests.tiny import random_adapter, tiny_bert, tiny_llama, tiny_roberta
 
@@ -120,7 +120,7 @@ def test_padded_outputs_equal_each_input_alone(folder: Path, kind: str) -> None:
     """To 1e-5: padding is seen by neither attention nor pooling."""
     backbone, fresh = load_backbone(str(base(folder, kind))), load_backbone(str(base(folder, kind)))
     adapter = random_adapter(backbone.info, 3, "classification", ["a", "b", "c"], scale=0.3, max_length=40)
-    trainee = Trainee(backbone, adapter.spec, seed=0)
+    trainee = MethodTrainee(backbone, adapter.spec, seed=0)
     vectors = {f"{site}/{name}": t for site, own in adapter.tensors.items() for name, t in own.items()}
     trainee.load(vectors | {f"head/{name}": t for name, t in adapter.head.items()})
     assert trainee.adapter().digest == adapter.digest
@@ -222,7 +222,7 @@ def completion_perplexity(backbone: Backbone, rows: list[dict[str, str]]) -> flo
 def test_only_the_completion_counts(folder: Path) -> None:
     """A fresh adapter changes nothing, so the loss is the base's own on the completion's three tokens and EOS."""
     backbone = load_backbone(str(base(folder, "llama")))
-    trainee = Trainee(backbone, random_adapter(backbone.info).spec, seed=0)
+    trainee = MethodTrainee(backbone, random_adapter(backbone.info).spec, seed=0)
     item = lm_items([LmRow("", prompt="abc", completion="xyz")], backbone.tokenizer, 50).items[0]
     loss, count = trainee.next_token_loss(next(ordered_batches([item], 1, trainee.device)))
     assert count == 4
@@ -264,7 +264,7 @@ def test_targets_are_short_names_or_module_names(folder: Path, targets: str, nam
         ({"targets": "q,gate"}, "--targets gate: the base roberta has no such linear layer"),
         ({"targets": " , "}, "--targets names no layer"),
         ({"max_length": 97}, "--max-length 97: the base roberta takes at most 96"),
-        ({"method": "lorra"}, "method 'lorra' is not known"),
+        ({"method": "lorra"}, "--method lorra is not known; known: cdvft, lora"),
         ({"partition_size": 0}, "partition_size must be an integer from 1"),
         ({"num_factors": 1}, "num_factors must be an integer from 2"),
         ({"lr": 1e30, "lr_head": 1e30}, "not finite"),

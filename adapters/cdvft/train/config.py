@@ -29,8 +29,10 @@ class TrainConfig:
     method: str = "cdvft"
     targets: str = "q,v"
     partition_size: int | None = None
-    num_factors: int = 2
-    alpha: float = 1.0
+    num_factors: int | None = None
+    alpha: float | None = None
+    rank: int | None = None
+    n_frequency: int | None = None
     head: Literal["linear", "standard"] = "linear"
     max_length: int | None = None
     epochs: int = 3
@@ -46,7 +48,7 @@ class TrainConfig:
     template: Path | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "max_length"):
+        for name in ("epochs", "batch_size", "max_length", "rank", "n_frequency"):
             self._check(name, lambda value: isinstance(value, int) and value >= 1, "at least 1")
         for name in ("lr", "lr_circulant", "lr_diagonal", "lr_head", "weight_decay"):
             self._check(name, lambda value: math.isfinite(value) and value >= 0, "a number from 0 up")

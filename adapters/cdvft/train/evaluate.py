@@ -12,8 +12,8 @@ from cdvft.errors import CdvftError
 from cdvft.files import read_folder
 from cdvft.train.data import read_classify
 from cdvft.train.items import classify_items
+from cdvft.train.native import MethodTrainee
 from cdvft.train.objectives import Classification, Objective, Regression
-from cdvft.train.trainee import Trainee
 
 __all__ = ["Report", "evaluate"]
 
@@ -51,8 +51,8 @@ def evaluate(folder: str | Path, base: str, data: str | Path, *, batch_size: int
     return Report(tuple(spec.labels[k] for k in chosen), result.metrics, encoding.truncated)
 
 
-def _trained(backbone: Backbone, adapter: Adapter) -> Trainee:
-    trainee = Trainee(backbone, adapter.spec, seed=0)
+def _trained(backbone: Backbone, adapter: Adapter) -> MethodTrainee:
+    trainee = MethodTrainee(backbone, adapter.spec, seed=0)
     vectors = {f"{site}/{name}": t for site, own in adapter.tensors.items() for name, t in own.items()}
     trainee.load(vectors | {f"head/{name}": t for name, t in adapter.head.items()})
     return trainee

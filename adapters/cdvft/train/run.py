@@ -1,29 +1,22 @@
 """One training run: from files to an adapter folder."""
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from cdvft.backbone import Backbone, choose_device, load_backbone
-from cdvft.checkpoint import adapter_files, write_folder
 from cdvft.errors import CdvftError
-from cdvft.files import CONFIG_NAME
-from cdvft.methods import method_named
+from cdvft.files import CONFIG_NAME, write_folder
 from cdvft.site import Site
 from cdvft.targets import ALL_LINEAR, targeted_sites
 from cdvft.train.config import LONGEST_DEFAULT, TrainConfig
 from cdvft.train.loop import Schedule, fit, note
+from cdvft.train.recipe import check_method, learning_rates, make_trainee, site_specs
 from cdvft.train.tasks import task_for
-from cdvft.train.trainee import Trainee
 
 __all__ = ["run"]
 
-RATES: Mapping[str, Mapping[str, float]] = {
-    "classify": {"circulant": 1e-2, "diagonal": 1e-2, "head": 3e-3},
-    "lm": {"circulant": 1e-2, "diagonal": 1e-2, "head": 0.0},
-}
 BATCH_SIZE = {"classify": 32, "lm": 8}
 
 
@@ -37,26 +30,31 @@ def run(config: TrainConfig) -> dict[str, Any]:
     started = time.perf_counter()
     _check_out(config.out)
     device = choose_device(config.device)
-    method_named(config.method)
+    check_method(config)
     task = task_for(config, note)
     backbone = load_backbone(config.base, device=device, dtype=config.dtype)
-    prepared = task.prepare(backbone, _sites(config, backbone), _max_length(config.max_length, backbone))
+    prepared = task.prepare(
+        backbone, site_specs(config, _sites(config, backbone)), _max_length(config.max_length, backbone)
+    )
     train, evaluation = prepared.train, prepared.evaluation
-    trainee = Trainee(backbone, prepared.spec, config.seed, prepared.scale, prepared.shift)
+    trainee = make_trainee(config, backbone, prepared)
     best = fit(trainee, prepared.objective, train.items, evaluation.items, _schedule(config))
-    adapter = trainee.adapter()
-    write_folder(config.out, adapter_files(adapter, backbone.info))
+    files, digest = trainee.files()
+    write_folder(config.out, files)
+    parameters = sum(vector.numel() for vector in trainee.vectors().values())
+    trainee.release()
     return {
         **best.evaluation.metrics,
-        "parameters": adapter.num_parameters,
-        "head_parameters": adapter.head_parameters,
+        "method": config.method,
+        "parameters": parameters,
+        "head_parameters": sum(p.numel() for p in trainee.head.values()),
         "seconds": round(time.perf_counter() - started, 1),
         "truncated": train.truncated + evaluation.truncated,
         "skipped": train.skipped + evaluation.skipped,
         "epoch": best.epoch,
         "train_inputs": len(train.items),
         "eval_inputs": len(evaluation.items),
-        "digest": adapter.digest,
+        "digest": digest,
         "out": str(config.out),
     }
 
@@ -83,8 +81,8 @@ def _max_length(wanted: int | None, backbone: Backbone) -> int:
     return wanted or min(longest, LONGEST_DEFAULT)
 
 
-def _sites(config: TrainConfig, backbone: Backbone) -> dict[Site, Any]:
-    """The targeted sites with their hyper-parameters."""
+def _sites(config: TrainConfig, backbone: Backbone) -> set[Site]:
+    """The targeted layers."""
     info = backbone.info
     names = [name.strip() for name in config.targets.split(",") if name.strip()]
     chosen: set[Site] = set()
@@ -99,19 +97,9 @@ def _sites(config: TrainConfig, backbone: Backbone) -> dict[Site, Any]:
         chosen |= sites
     if not chosen:
         raise CdvftError("--targets names no layer; the default is q,v")
-    options = {"partition_size": config.partition_size, "num_factors": config.num_factors, "alpha": config.alpha}
-    method = method_named(config.method)
-    return {site: method.spec(options, site) for site in sorted(chosen)}
+    return chosen
 
 
 def _schedule(config: TrainConfig) -> Schedule:
-    default = RATES[config.task]
-    given = {
-        "circulant": config.lr if config.lr_circulant is None else config.lr_circulant,
-        "diagonal": config.lr if config.lr_diagonal is None else config.lr_diagonal,
-        "head": config.lr_head,
-    }
-    rates = {kind: default[kind] if rate is None else rate for kind, rate in given.items()}
-    return Schedule(
-        config.epochs, config.batch_size or BATCH_SIZE[config.task], rates, config.weight_decay, config.seed
-    )
+    batch_size = config.batch_size or BATCH_SIZE[config.task]
+    return Schedule(config.epochs, batch_size, learning_rates(config), config.weight_decay, config.seed)

@@ -1,17 +1,16 @@
-"""The base with one adapter in training: vectors inside the adapted layers, a head, and how both become an Adapter."""
+"""The base with one adapter in training: what trains inside its layers, a head, and the forward passes of a loss."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
-from cdvft.adapter import Adapter, AdapterSpec
+from cdvft.adapter import AdapterSpec
 from cdvft.backbone import Backbone
-from cdvft.checkpoint import make_adapter
-from cdvft.heads import head_logits, init_head, pool
-from cdvft.linear import TrainableLinear
-from cdvft.methods import method_named
+from cdvft.files import AdapterFiles
+from cdvft.heads import head_logits, init_head
 from cdvft.train.items import Batch
 
 __all__ = ["Trainee"]
@@ -19,29 +18,35 @@ __all__ = ["Trainee"]
 State = dict[str, Tensor]
 
 
-class Trainee:
-    """Takes the backbone over: its targeted linear layers are replaced for good.
+class Trainee(ABC):
+    """Takes the backbone over until `release`. Subclasses put what trains into its layers.
 
-    `scale` and `shift` map the head's raw output to scores during training (regression); `adapter` folds them in.
+    `scale` and `shift` map the head's raw output to scores during training (regression); files have them folded in.
     """
 
     def __init__(
-        self, backbone: Backbone, spec: AdapterSpec, seed: int, scale: float = 1.0, shift: float = 0.0
+        self, backbone: Backbone, spec: AdapterSpec, generator: Generator, scale: float = 1.0, shift: float = 0.0
     ) -> None:
         self.backbone, self.spec, self.scale, self.shift = backbone, spec, scale, shift
-        generator = Generator().manual_seed(seed)
-        method = method_named(spec.method)
-        self.layers: dict[str, TrainableLinear] = {}
-        for site, options in sorted(spec.sites.items()):
-            parent, _, child = site.name.rpartition(".")
-            owner = backbone.model.get_submodule(parent)
-            tensors = method.init(site, options, generator)
-            layer = TrainableLinear(getattr(owner, child), site, method, options, tensors).to(backbone.device)
-            setattr(owner, child, layer)
-            self.layers[site.name] = layer
         info = backbone.info
         head = init_head(spec.head, info.family, info.hidden, generator) if spec.head else {}
         self.head = {name: nn.Parameter(tensor.to(backbone.device)) for name, tensor in head.items()}
+
+    @abstractmethod
+    def vectors(self) -> dict[str, nn.Parameter]:
+        """What trains inside the layers: `<site>/<tensor>`."""
+
+    @abstractmethod
+    def kind(self, name: str) -> str:
+        """The learning rate of a vector of this name: `circulant` or `diagonal`, or `adapter` where all are alike."""
+
+    @abstractmethod
+    def files(self) -> tuple[AdapterFiles, str | None]:
+        """The adapter as it stands, as files of PEFT's format, and its digest where the library knows the method."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Put the base's own layers back."""
 
     @property
     def device(self) -> torch.device:
@@ -49,19 +54,19 @@ class Trainee:
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Every trained tensor: `<site>/<tensor>` and `head/<tensor>`."""
-        vectors = {f"{site}/{name}": p for site, layer in self.layers.items() for name, p in layer.vectors.items()}
-        return vectors | {f"head/{name}": p for name, p in self.head.items()}
+        return self.vectors() | {f"head/{name}": p for name, p in self.head.items()}
 
     def groups(self, rates: Mapping[str, float], weight_decay: float) -> list[dict[str, Any]]:
-        """AdamW's parameter groups: `rates` has one for circulant, diagonal and head."""
+        """AdamW's parameter groups by `rates` (`kind` of vectors, head); a rate of zero freezes its tensors."""
         members: dict[str, list[nn.Parameter]] = {kind: [] for kind in rates}
         for name, parameter in self.trained().items():
-            vector = "circulant" if "circ" in name.rpartition("/")[2] else "diagonal"
-            members["head" if name.startswith("head/") else vector].append(parameter)
+            kind = "head" if name.startswith("head/") else self.kind(name)
+            parameter.requires_grad_(rates[kind] > 0)
+            members[kind].append(parameter)
         return [
             {"params": members[kind], "lr": rate, "rate": rate, "weight_decay": weight_decay}
             for kind, rate in rates.items()
-            if members[kind]
+            if members[kind] and rate > 0
         ]
 
     def hidden(self, batch: Batch) -> Tensor:
@@ -82,11 +87,8 @@ class Trainee:
         head = self.spec.head
         if head is None:
             raise RuntimeError("an lm adapter has no head")
-        pooled = [
-            pool(states[:length], head.pooling)
-            for states, length in zip(self.hidden(batch), batch.lengths, strict=True)
-        ]
-        return head_logits(head, self.head, torch.stack(pooled), self.backbone.pooler) * self.scale + self.shift
+        pooled = _pooled(self.hidden(batch).float(), batch, head.pooling)
+        return head_logits(head, self.head, pooled, self.backbone.pooler) * self.scale + self.shift
 
     def next_token_loss(self, batch: Batch) -> tuple[Tensor, int]:
         """(sum of -log p over the tokens from `targets` on, in nats; their number)."""
@@ -111,9 +113,8 @@ class Trainee:
         for name, parameter in self.trained().items():
             parameter.copy_(state[name])
 
-    def adapter(self) -> Adapter:
-        """The adapter as it stands, with `scale` and `shift` folded into the head's last layer."""
-        tensors = {site: {name: p.detach() for name, p in layer.vectors.items()} for site, layer in self.layers.items()}
+    def folded_head(self) -> dict[str, Tensor]:
+        """The head's tensors with `scale` and `shift` in its last layer."""
         head = {name: p.detach().clone() for name, p in self.head.items()}
         for last in ("classifier.out_proj", "classifier", "score"):
             if f"{last}.weight" in head:
@@ -121,4 +122,15 @@ class Trainee:
                 if f"{last}.bias" in head:
                     head[f"{last}.bias"] = head[f"{last}.bias"] * self.scale + self.shift
                 break
-        return make_adapter(self.spec, tensors, head, self.backbone.info)
+        return head
+
+
+def _pooled(states: Tensor, batch: Batch, pooling: str) -> Tensor:
+    """`[B, T, hidden]` to `[B, hidden]`, as `cdvft.heads.pool` does it for one input."""
+    if pooling == "first":
+        return states[:, 0]
+    lengths = torch.tensor(batch.lengths, device=states.device)
+    if pooling == "last":
+        return states[torch.arange(len(lengths), device=states.device), lengths - 1]
+    real = torch.arange(states.shape[1], device=states.device) < lengths[:, None]  # [B, T]
+    return (states * real[..., None]).sum(1) / lengths[:, None]

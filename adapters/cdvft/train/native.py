@@ -1,0 +1,55 @@
+"""Training a method of the library: its vectors in the layers, by the same `prepare` and `apply` that serve them."""
+
+from torch import Generator, nn
+
+from cdvft.adapter import Adapter, AdapterSpec
+from cdvft.backbone import Backbone
+from cdvft.checkpoint import adapter_files, make_adapter
+from cdvft.files import AdapterFiles
+from cdvft.linear import TrainableLinear
+from cdvft.methods import method_named
+from cdvft.train.trainee import Trainee
+
+__all__ = ["MethodTrainee"]
+
+
+class MethodTrainee(Trainee):
+    """An adapter of `spec.method`, seeded."""
+
+    def __init__(
+        self, backbone: Backbone, spec: AdapterSpec, seed: int, scale: float = 1.0, shift: float = 0.0
+    ) -> None:
+        generator = Generator().manual_seed(seed)
+        method = method_named(spec.method)
+        self.layers: dict[str, TrainableLinear] = {}
+        for site, options in sorted(spec.sites.items()):
+            tensors = method.init(site, options, generator)
+            plain = backbone.model.get_submodule(site.name)
+            self.layers[site.name] = TrainableLinear(plain, site, method, options, tensors).to(backbone.device)
+        super().__init__(backbone, spec, generator, scale, shift)
+        for name, layer in self.layers.items():
+            _put(backbone, name, layer)
+
+    def vectors(self) -> dict[str, nn.Parameter]:
+        return {f"{site}/{name}": p for site, layer in self.layers.items() for name, p in layer.vectors.items()}
+
+    def kind(self, name: str) -> str:
+        return "circulant" if "circ" in name.rpartition("/")[2] else "diagonal"
+
+    def adapter(self) -> Adapter:
+        """The adapter as it stands."""
+        tensors = {site: {name: p.detach() for name, p in layer.vectors.items()} for site, layer in self.layers.items()}
+        return make_adapter(self.spec, tensors, self.folded_head(), self.backbone.info)
+
+    def files(self) -> tuple[AdapterFiles, str | None]:
+        adapter = self.adapter()
+        return adapter_files(adapter, self.backbone.info), adapter.digest
+
+    def release(self) -> None:
+        for name, layer in self.layers.items():
+            _put(self.backbone, name, layer.linear)
+
+
+def _put(backbone: Backbone, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(backbone.model.get_submodule(parent), child, module)

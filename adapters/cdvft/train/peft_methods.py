@@ -1,0 +1,84 @@
+"""Training through PEFT, for methods that it has and for the comparison with ours: same loop, same head, same files."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import FourierFTConfig, LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import get_peft_model_state_dict
+from torch import Generator, Tensor, nn
+
+from cdvft.adapter import AdapterSpec
+from cdvft.backbone import Backbone
+from cdvft.checkpoint import PREFIX
+from cdvft.files import AdapterFiles
+from cdvft.headfile import head_config
+from cdvft.targets import target_names
+from cdvft.tensorfile import write_tensors
+from cdvft.train.trainee import Trainee
+
+__all__ = ["PEFT_METHODS", "PeftTrainee"]
+
+NAME = "default"
+PEFT_METHODS: Mapping[str, Any] = {"lora": LoraConfig, "fourierft": FourierFTConfig}
+
+
+class PeftTrainee(Trainee):
+    """An adapter of one of PEFT's methods on the sites of `spec`, seeded; `options` are its config's."""
+
+    def __init__(
+        self, backbone: Backbone, spec: AdapterSpec, seed: int, options: Mapping[str, Any], **output: float
+    ) -> None:
+        """`output`: the head's `scale` and `shift`."""
+        super().__init__(backbone, spec, Generator().manual_seed(seed), **output)
+        names = [site.name for site in sorted(spec.sites)]
+        self.config = PEFT_METHODS[spec.method](target_modules=names, **options)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            inject_adapter_in_model(self.config, backbone.model, adapter_name=NAME)
+        backbone.model.to(backbone.device).eval()
+
+    def vectors(self) -> dict[str, nn.Parameter]:
+        prefix = f"{self.spec.method}_"
+        return {name: p for name, p in self.backbone.model.named_parameters() if prefix in name}
+
+    def kind(self, name: str) -> str:
+        return "adapter"
+
+    def files(self) -> tuple[AdapterFiles, str | None]:
+        info, spec = self.backbone.info, self.spec
+        config = {
+            **_plain(self.config.to_dict()),
+            **head_config(spec),
+            "base_model_name_or_path": info.name,
+            "base_digest": info.digest,
+            "inference_mode": True,
+            "target_modules": target_names(spec.sites, info),
+        }
+        head = self.folded_head()
+        if head:
+            config["modules_to_save"] = sorted({name.split(".")[0] for name in head})
+        state: dict[str, Tensor] = get_peft_model_state_dict(self.backbone.model, adapter_name=NAME)
+        tensors = {f"{PREFIX}{info.family.prefixes[0]}{name}": t.detach() for name, t in state.items()}
+        tensors |= {PREFIX + name: tensor for name, tensor in head.items()}
+        text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+        template = None if spec.template is None else spec.template.encode()
+        return AdapterFiles(
+            text.encode(), write_tensors({k: t.contiguous() for k, t in tensors.items()}), template
+        ), None
+
+    def release(self) -> None:
+        for name, module in list(self.backbone.model.named_modules()):
+            if isinstance(module, BaseTunerLayer):
+                parent, _, child = name.rpartition(".")
+                setattr(self.backbone.model.get_submodule(parent), child, module.get_base_layer())
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """PEFT's config as JSON: sets become lists, its enums their values."""
+    plain: dict[str, Any] = {}
+    for key, value in config.items():
+        plain[key] = sorted(value) if isinstance(value, set) else getattr(value, "value", value)
+    return plain

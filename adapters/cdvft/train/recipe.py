@@ -1,0 +1,84 @@
+"""What differs between methods when they train: their options, their learning rates, and who trains them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from cdvft.backbone import Backbone
+from cdvft.errors import CdvftError
+from cdvft.methods import METHODS, method_named
+from cdvft.site import Site
+from cdvft.train.config import TrainConfig
+from cdvft.train.native import MethodTrainee
+from cdvft.train.tasks import Prepared
+from cdvft.train.trainee import Trainee
+
+__all__ = ["check_method", "learning_rates", "make_trainee", "site_specs"]
+
+# method: {option of the command line: (option of the method, default)}; a default of None is chosen by the method
+OPTIONS: Mapping[str, Mapping[str, tuple[str, Any]]] = {
+    "cdvft": {
+        "partition_size": ("partition_size", None),
+        "num_factors": ("num_factors", 2),
+        "alpha": ("alpha", 1.0),
+    },
+    "lora": {"rank": ("r", 8), "alpha": ("lora_alpha", None)},
+    "fourierft": {"n_frequency": ("n_frequency", 1000), "alpha": ("scaling", 100.0)},
+}
+# peak learning rates; docs/decisions.md has the sweep
+RATES: Mapping[str, Mapping[str, float]] = {
+    "cdvft": {"circulant": 1e-2, "diagonal": 1e-2},
+    "lora": {"adapter": 2e-3},
+    "fourierft": {"adapter": 5e-2},
+}
+HEAD_RATE = 3e-3
+
+
+def check_method(config: TrainConfig) -> None:
+    """Raises CdvftError for a method that is not known, and for an option of another method."""
+    if config.method not in OPTIONS:
+        raise CdvftError(f"--method {config.method} is not known; known: {', '.join(OPTIONS)}")
+    every = {name for options in OPTIONS.values() for name in options}
+    for name in sorted(every - OPTIONS[config.method].keys()):
+        if getattr(config, name) is not None:
+            whose = ", ".join(method for method, options in OPTIONS.items() if name in options)
+            raise CdvftError(f"--{name.replace('_', '-')} is an option of {whose}, not of --method {config.method}")
+    if config.method != "cdvft" and (config.lr_circulant is not None or config.lr_diagonal is not None):
+        raise CdvftError(f"--lr-circulant and --lr-diagonal are for cdvft; --method {config.method} has --lr")
+
+
+def learning_rates(config: TrainConfig) -> dict[str, float]:
+    """By kind of vector (`Trainee.kind`), and for the head."""
+    given = {"circulant": config.lr_circulant, "diagonal": config.lr_diagonal}
+    rates = {}
+    for kind, default in RATES[config.method].items():
+        own = config.lr if given.get(kind) is None else given[kind]
+        rates[kind] = default if own is None else own
+    return rates | {"head": HEAD_RATE if config.lr_head is None else config.lr_head}
+
+
+def site_specs(config: TrainConfig, sites: set[Site]) -> dict[Site, Any]:
+    """Each site's hyper-parameters; None for a method that PEFT trains."""
+    if config.method not in {method.name for method in METHODS}:
+        return dict.fromkeys(sorted(sites))
+    method = method_named(config.method)
+    return {site: method.spec(_options(config), site) for site in sorted(sites)}
+
+
+def make_trainee(config: TrainConfig, backbone: Backbone, prepared: Prepared) -> Trainee:
+    """The base with a fresh adapter of the config's method in its layers."""
+    if config.method in {method.name for method in METHODS}:
+        return MethodTrainee(backbone, prepared.spec, config.seed, prepared.scale, prepared.shift)
+    from cdvft.train.peft_methods import PeftTrainee
+
+    options = _options(config)
+    if config.method == "lora" and options["lora_alpha"] is None:
+        options["lora_alpha"] = 2 * options["r"]
+    return PeftTrainee(backbone, prepared.spec, config.seed, options, scale=prepared.scale, shift=prepared.shift)
+
+
+def _options(config: TrainConfig) -> dict[str, Any]:
+    chosen = {}
+    for name, (option, default) in OPTIONS[config.method].items():
+        value = getattr(config, name)
+        chosen[option] = default if value is None else value
+    return chosen
