@@ -161,6 +161,17 @@ def test_the_best_epoch_is_kept(folder: Path, capsys: pytest.CaptureFixture[str]
     assert min(epochs) < 5
 
 
+def test_a_training_that_breaks_later_says_so_and_ends(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One step an epoch: the first moves one diagonal only and leaves a finite loss, the second cannot."""
+    data = write(folder / "few.jsonl", letters(20, 1))
+    config = classify_config(folder, "llama", data=data, batch_size=32, epochs=5, lr=1e30, lr_head=1e-3)
+    assert train(config)["epoch"] == 1
+    told = capsys.readouterr().err
+    assert "epoch 2: the loss is not finite any more, training ends here; lower the learning rates" in told
+    assert "epoch 3" not in told
+    assert re.search(r"epoch 1, which is kept, has values up to 1e\+30: useless most likely; lower the", told)
+
+
 @pytest.mark.parametrize(("kind", "head"), [("roberta", "linear"), ("bert", "linear"), ("llama", "linear")])
 def test_scores_of_any_scale_are_learnt_and_served_as_they_are(folder: Path, kind: str, head: Any) -> None:
     """Large and shifted scores: what brings them to unit size is folded into the head."""

@@ -18,6 +18,8 @@ __all__ = ["Best", "Schedule", "fit", "note"]
 
 WARM_UP = 0.06  # of all steps
 MAX_GRADIENT_NORM = 1.0
+ABSURD = 1e4  # no vector of a training that works comes near
+LOWER = "lower the learning rates (--lr, --lr-head)"
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,10 @@ def note(message: str) -> None:
 def fit(
     trainee: Trainee, objective: Objective, train: Sequence[Item], evaluation: Sequence[Item], schedule: Schedule
 ) -> Best:
-    """Train in place; the trainee ends with the best epoch's tensors. Raises CdvftError when no epoch stays finite."""
+    """Train in place; the trainee ends with the best epoch's tensors. Raises CdvftError when no epoch stays finite.
+
+    Where the loss stops being finite later, training ends there; this, and vectors far too large, are told by `note`.
+    """
     steps = schedule.epochs * math.ceil(len(train) / schedule.batch_size)
     best, kept = None, trainee.state()
     with tqdm(total=steps, unit="step", file=sys.stderr, disable=None, dynamic_ncols=True) as bar:
@@ -60,8 +65,14 @@ def fit(
             note(f"epoch {epoch}/{schedule.epochs}: training loss {loss:.4f}, evaluation loss {result.loss:.4f}{shown}")
             if math.isfinite(result.loss) and (best is None or result.rank > best.evaluation.rank):
                 best, kept = Best(epoch, result), trainee.state()
+            if not math.isfinite(loss + result.loss):
+                note(f"epoch {epoch}: the loss is not finite any more, training ends here; {LOWER}")
+                break
     if best is None:
-        raise CdvftError("the loss is not finite after any epoch; lower the learning rates (--lr, --lr-head)")
+        raise CdvftError(f"the loss is not finite after any epoch; {LOWER}")
+    largest = max(float(tensor.abs().max()) for tensor in kept.values())
+    if largest > ABSURD:
+        note(f"epoch {best.epoch}, which is kept, has values up to {largest:.2g}: useless most likely; {LOWER}")
     trainee.load(kept)
     return best
 
