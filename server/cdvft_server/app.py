@@ -12,8 +12,8 @@ from cdvft_server.config import ServeConfig
 from cdvft_server.errors import StartRefused, install_handlers
 from cdvft_server.metrics import CountResponses, Metrics
 from cdvft_server.middleware import Envelope, LocalOnly, is_loopback
+from cdvft_server.presence import Gone
 from cdvft_server.routes import adapters, classify, completions, health, models
-from cdvft_server.routes.common import Gone
 from cdvft_server.service import FAULTS, Gauges, Service, translate
 
 __all__ = ["create_app", "refuse_open_host"]

@@ -1,5 +1,6 @@
 """Reading request bodies: JSON without the laxness of the standard parser, and never more bytes than a limit."""
 
+import asyncio
 import json
 import math
 import re
@@ -9,16 +10,30 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
 
-from cdvft_server.errors import ApiError, invalid
+from cdvft_server.config import ServeConfig
+from cdvft_server.errors import ApiError, invalid, invalid_body
+from cdvft_server.presence import Gone, unless_gone
 
 __all__ = ["JsonRoute", "content_type", "limited", "parse_json"]
 
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_NODE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|([\[{:])', re.DOTALL)
+_LARGE = 1 << 16  # bytes: a millisecond or two on the loop
 
 
-def parse_json(data: bytes) -> Any:
-    """A JSON value from UTF-8 bytes. Raises ApiError for anything else, NaN and duplicate keys included."""
+def parse_json(data: bytes, most_nodes: int | None = None) -> Any:
+    """A JSON value from UTF-8 bytes. Raises ApiError for anything else, NaN and duplicate keys included.
+
+    More than `most_nodes` lists, objects and keys are too large: they cost far more than their bytes, and the parser
+    lets no other thread run.
+    """
+    if most_nodes is not None and _has_more_nodes(data, most_nodes):
+        raise ApiError(
+            "too_large", f"the body has more than {most_nodes} lists, objects and keys (--max-json-nodes of the server)"
+        )
     try:
         text = data.decode("utf-8")
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
@@ -46,21 +61,39 @@ def content_type(request: Request) -> str:
 
 
 async def limited(request: Request, limit: int, option: str) -> AsyncGenerator[bytes, None]:
-    """The body in pieces. Raises ApiError 413 as soon as it is known to exceed `limit` bytes."""
+    """The body in pieces. Raises ApiError: 413 as soon as it is known to exceed `limit` bytes, 408 where no more comes;
+    Gone where the client went away.
+    """
     declared = request.headers.get("content-length", "0")
     size = int(declared) if re.fullmatch(r"[0-9]{1,18}", declared) else limit + 1
     if size > limit:
         raise _too_large(limit, option)
     size = 0
-    async for piece in request.stream():
+    pieces, wait = request.stream(), request.app.state.config.request_wait_seconds
+    while (piece := await _next_piece(pieces, wait)) is not None:
         size += len(piece)
         if size > limit:
             raise _too_large(limit, option)
         yield piece
 
 
+async def _next_piece(pieces: AsyncGenerator[bytes, None], wait: float) -> bytes | None:
+    try:
+        async with asyncio.timeout(wait):
+            return await anext(pieces, None)
+    except TimeoutError:
+        raise ApiError("request_timeout", f"no more of the body came for {wait:g} seconds; send it in one go") from None
+    except ClientDisconnect:
+        raise Gone from None
+
+
 class _JsonRequest(Request):
-    """A request whose body is strict JSON of limited size."""
+    """A request whose body is strict JSON of limited size, and whose `json` is the `model` that its route takes.
+
+    The framework takes a model as it is: here it is read under the server's limits, and off the loop where it is large.
+    """
+
+    model: type[BaseModel]
 
     async def body(self) -> bytes:
         if not hasattr(self, "_checked"):
@@ -74,19 +107,47 @@ class _JsonRequest(Request):
         return self._checked
 
     async def json(self) -> Any:
-        return parse_json(await self.body())
+        data, config = await self.body(), self.app.state.config
+        if len(data) <= _LARGE:
+            return _read(data, self.model, config)
+        return await unless_gone(self, self.app.state.service.bodies.run(_read, data, self.model, config))
 
 
 class JsonRoute(APIRoute):
-    """A route whose body, if it takes one, is read by `parse_json` under the limit of JSON bodies."""
+    """A route whose body, if it takes one, is read by `parse_json` under the limits of JSON bodies."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
+        field = self.body_field
 
         async def handle(request: Request) -> Response:
-            return await handler(_JsonRequest(request.scope, request.receive))
+            if field is None:
+                return await handler(request)
+            own = _JsonRequest(request.scope, request.receive)
+            own.model = field.field_info.annotation  # type: ignore[assignment]  # None has no routes here
+            return await handler(own)
 
         return handle
+
+
+def _read(data: bytes, model: type[BaseModel], config: ServeConfig) -> BaseModel:
+    value = parse_json(data, config.max_json_nodes)
+    try:
+        return model.model_validate(value, context=config)
+    except ValidationError as error:
+        raise invalid_body(error) from None
+
+
+def _has_more_nodes(data: bytes, most: int) -> bool:
+    """Lists, objects and keys, counted outside of strings. Stops at the first that is too many."""
+    if data.count(b"[") + data.count(b"{") + data.count(b":") <= most:
+        return False
+    count = 0
+    for match in _NODE.finditer(data):
+        count += match[1] is not None
+        if count > most:
+            return True
+    return False
 
 
 def _too_large(limit: int, option: str) -> ApiError:

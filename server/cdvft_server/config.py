@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ByteSize, Field, NonNegativeFloat, PositiveInt, field_validator, model_validator
+from pydantic import ByteSize, Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from cdvft_server.exceptions import InvalidName
@@ -76,6 +76,9 @@ class ServeConfig(BaseSettings):
     pool_wait_seconds: NonNegativeFloat = Field(
         5.0, description="How long a request waits for room in a full adapter memory"
     )
+    request_wait_seconds: PositiveFloat = Field(
+        30.0, description="How long a client may pause while it sends a request"
+    )
 
     max_weights_bytes: Bytes = Field(ByteSize(256 << 20), description="Largest weights file")
     max_expanded_bytes: Bytes | None = Field(
@@ -84,6 +87,10 @@ class ServeConfig(BaseSettings):
     max_archive_members: PositiveInt = Field(64, description="Most members of an archive")
     max_header_bytes: Bytes = Field(ByteSize(1 << 20), description="Longest safetensors header; also longest config")
     max_json_bytes: Bytes = Field(ByteSize(8 << 20), description="Largest JSON body")
+    max_json_nodes: PositiveInt = Field(131_072, description="Most lists, objects and keys in a JSON body")
+    max_messages: PositiveInt = Field(4096, description="Most messages of a chat")
+    max_content_parts: PositiveInt = Field(4096, description="Most text parts in the messages of a chat")
+    max_stop_token_ids: PositiveInt = Field(1024, description="Most stop_token_ids")
     max_classify_rows: PositiveInt = Field(1024, description="Most inputs of one classify call")
     max_prompts: PositiveInt = Field(128, description="Most prompts of one completions call")
     max_sequences: PositiveInt = Field(128, description="Most prompts x n of one call")

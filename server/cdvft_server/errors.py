@@ -9,9 +9,19 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-__all__ = ["CODES", "ApiError", "StartRefused", "error_body", "install_handlers", "invalid", "unavailable"]
+__all__ = [
+    "CODES",
+    "ApiError",
+    "StartRefused",
+    "error_body",
+    "install_handlers",
+    "invalid",
+    "invalid_body",
+    "unavailable",
+]
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +34,7 @@ CODES: Mapping[str, int] = {
     "model_not_found": 404,
     "not_found": 404,
     "method_not_allowed": 405,
+    "request_timeout": 408,
     "conflict": 409,
     "too_large": 413,
     "unsupported_media_type": 415,
@@ -61,6 +72,13 @@ class ApiError(HTTPException):
 def invalid(message: str, param: str | None = None) -> ApiError:
     """400 invalid_request."""
     return ApiError("invalid_request", message, param)
+
+
+def invalid_body(error: ValidationError) -> ApiError:
+    """What was wrong with a body that its model refused."""
+    return _from_validation(
+        [{**found, "loc": ("body", *found["loc"])} for found in error.errors(include_url=False)[:1]]
+    )
 
 
 def unavailable(code: str, message: str, retry_after: int = 1) -> ApiError:

@@ -1,10 +1,23 @@
-"""What requests may say: strict types, known fields only. Limits that a server can set are checked by the service."""
+"""What requests may say: strict types, known fields only.
+
+How many items a list may have is asked of the server's ServeConfig, which is the validation's context, before the items
+are looked at; without a context there is no limit.
+"""
 
 import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    PlainValidator,
+    ValidationInfo,
+    model_validator,
+)
 
 from cdvft_server.errors import ApiError, invalid
 
@@ -15,6 +28,22 @@ MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_one_unknown_field(cls, value: Any) -> Any:
+        """Leave one of many unknown fields: each would become an error, of which only one is told."""
+        if not isinstance(value, dict) or len(value) <= len(cls.model_fields) + 1:
+            return value
+        first = next(name for name in value if name not in cls.model_fields)
+        return {name: value[name] for name in (*cls.model_fields, first) if name in value}
+
+
+def _check_count(count: int, what: str, limit: str, field: str, info: ValidationInfo) -> None:
+    """Raises ApiError 413 where the server's setting `limit` is less."""
+    most = count if info.context is None else getattr(info.context, limit)
+    if count > most:
+        raise ApiError("too_large", f"{count} {what}, at most {most} are allowed", field)
 
 
 def _one_or_more(value: Any) -> Any:
@@ -28,10 +57,12 @@ def _one_or_more(value: Any) -> Any:
     return value
 
 
-def _prompts(value: Any) -> Any:
+def _prompts(value: Any, info: ValidationInfo) -> Any:
     """A string, strings, ids, or lists of ids; the message must not be pydantic's one per member of the union."""
     if isinstance(value, str) or _is_ids(value):
         value = [value]
+    if isinstance(value, list):
+        _check_count(len(value), "prompts", "max_prompts", "prompt", info)
     if not isinstance(value, list) or not value:
         raise ValueError(
             "must be a string, a list of strings, a list of token ids or a list of lists of them, not empty"
@@ -46,6 +77,12 @@ def _prompts(value: Any) -> Any:
 
 def _is_ids(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
+
+
+def _stop_ids(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, list):
+        _check_count(len(value), "stop_token_ids", "max_stop_token_ids", "stop_token_ids", info)
+    return value
 
 
 class StreamOptions(Strict):
@@ -84,7 +121,9 @@ class GenerationFields(Strict):
     stop: Annotated[str | list[str] | None, BeforeValidator(_one_or_more)] = Field(
         None, description="Up to 4 strings that end the text; they are not part of it"
     )
-    stop_token_ids: list[int] | None = Field(None, description="Token ids that end the text, beside the base's own")
+    stop_token_ids: Annotated[list[int] | None, BeforeValidator(_stop_ids)] = Field(
+        None, description="Token ids that end the text, beside the base's own"
+    )
     ignore_eos: bool | None = Field(None, description="Go on after the base's own end tokens")
     stream: bool | None = Field(None, description="Server-sent events, the last one `data: [DONE]`")
     stream_options: StreamOptions | None = None
@@ -137,13 +176,14 @@ class GenerationFields(Strict):
 
 
 class CompletionRequest(GenerationFields):
-    prompt: Annotated[str | list[str] | list[int] | list[list[int]], BeforeValidator(_prompts)] = Field(
-        description="Text gets the tokenizer's special tokens, ids are taken as they are"
-    )
+    prompt: Annotated[
+        list[str] | list[list[int]],
+        PlainValidator(_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+    ] = Field(description="Text gets the tokenizer's special tokens, ids are taken as they are")
 
     @property
     def prompts(self) -> Sequence[str | list[int]]:
-        return self.prompt  # type: ignore[return-value]  # the validator made a list of it
+        return self.prompt
 
 
 class TextPart(Strict):
@@ -169,13 +209,24 @@ class Message(Strict):
         return {"role": self.role, "content": text} | ({} if self.name is None else {"name": self.name})
 
 
+def _messages(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, list):
+        _check_count(len(value), "messages", "max_messages", "messages", info)
+        contents = [message.get("content") for message in value if isinstance(message, dict)]
+        parts = sum(len(content) for content in contents if isinstance(content, list))
+        _check_count(parts, "content parts", "max_content_parts", "messages", info)
+    return value
+
+
 class ChatRequest(GenerationFields):
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], FailFast(), BeforeValidator(_messages)] = Field(min_length=1)
 
 
-def _rows(value: Any) -> Any:
+def _rows(value: Any, info: ValidationInfo) -> Any:
     if isinstance(value, str):
         value = [value]
+    if isinstance(value, list):
+        _check_count(len(value), "inputs", "max_classify_rows", "input", info)
     if not isinstance(value, list) or not value:
         raise ValueError("must be a string or a list of strings and [first, second] pairs, not empty")
     if not all(isinstance(item, str) or _is_pair(item) for item in value):
@@ -190,7 +241,9 @@ def _is_pair(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(isinstance(item, str) for item in value)
 
 
-def _models(value: Any) -> Any:
+def _models(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, list):
+        _check_count(len(value), "models", "max_classify_rows", "model", info)
     if not isinstance(value, str) and not (
         isinstance(value, list) and value and all(isinstance(item, str) for item in value)
     ):

@@ -68,3 +68,20 @@ def test_naming_a_duplicate_key_takes_time_in_proportion_to_the_keys() -> None:
     assert CountingKey.compared < 4 * len(keys)
     with pytest.raises(ApiError, match="duplicate key '1999'"):
         parse_json(b"{" + b",".join(b'"%d": 0' % k for k in (*range(2000), 1999)) + b"}")
+
+
+def nodes(value: object) -> int:
+    """Lists, objects and keys in it."""
+    if isinstance(value, dict):
+        return 1 + len(value) + sum(map(nodes, value.values()))
+    return 1 + sum(map(nodes, value)) if isinstance(value, list) else 0
+
+
+@given(value=values | st.recursive(st.text('[]{}":\\', max_size=5), st.lists, max_leaves=9))
+def test_nodes_are_counted_outside_of_strings(value: object) -> None:
+    data, count = json.dumps(value).encode(), nodes(value)
+    assert parse_json(data, count) == value
+    if count:
+        with pytest.raises(ApiError, match="lists, objects and keys") as caught:
+            parse_json(data, count - 1)
+        assert caught.value.code == "too_large"

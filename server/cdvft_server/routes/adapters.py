@@ -40,7 +40,7 @@ class _VersionQuery(BaseModel):
     "",
     status_code=201,
     response_model=AdapterBody,
-    responses={**errors(400, 409, 413, 415, 422, 503), 200: SAME},
+    responses={**errors(400, 408, 409, 413, 415, 422, 503), 200: SAME},
     openapi_extra=UPLOAD_SCHEMA,
 )
 async def upload(request: Request, service: ServiceOf, tenant: CallerTenant) -> Response:
@@ -83,7 +83,7 @@ async def download(
     return Response(content, media_type="application/zip", headers=headers)
 
 
-@router.put("/{name}/aliases/{alias}", responses=errors(400, 404, 413, 415, 503))
+@router.put("/{name}/aliases/{alias}", responses=errors(400, 404, 408, 413, 415, 503))
 async def set_alias(name: str, alias: str, body: AliasBody, service: ServiceOf, tenant: CallerTenant) -> AdapterDetails:
     """Make or move a pointer: promote a version, or roll back."""
     return await service.catalog.set_alias(tenant, name, alias, body.version)

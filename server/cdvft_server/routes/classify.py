@@ -7,7 +7,8 @@ from fastapi.responses import JSONResponse
 
 from cdvft_server.answers import Classification
 from cdvft_server.bodies import JsonRoute
-from cdvft_server.routes.common import ANSWERED_BY, CallerTenant, ServiceOf, accept_mode, errors, unless_gone
+from cdvft_server.presence import unless_gone
+from cdvft_server.routes.common import ANSWERED_BY, CallerTenant, ServiceOf, accept_mode, errors
 from cdvft_server.schemas import ClassifyRequest
 from cdvft_server.service import Scored
 
@@ -16,7 +17,7 @@ __all__ = ["router"]
 router = APIRouter(route_class=JsonRoute, tags=["classification"], dependencies=[Depends(accept_mode)])
 
 
-RESPONSES = {**errors(400, 404, 413, 415, 503), 200: {"headers": ANSWERED_BY}}
+RESPONSES = {**errors(400, 404, 408, 413, 415, 503), 200: {"headers": ANSWERED_BY}}
 
 
 @router.post("/v1/classify", response_model=Classification, responses=RESPONSES)

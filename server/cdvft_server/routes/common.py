@@ -1,8 +1,6 @@
 """What routes share: the service, the caller, the mode that a request asks for, and the documented errors."""
 
-import asyncio
-from collections.abc import Awaitable
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, cast
 
 from fastapi import Depends, Header, Request
 
@@ -10,9 +8,7 @@ from cdvft_server.answers import ErrorBody
 from cdvft_server.errors import CODES, ApiError, invalid
 from cdvft_server.service import TENANT, Service
 
-__all__ = ["ANSWERED_BY", "CallerTenant", "Gone", "ServiceOf", "accept_mode", "errors", "unless_gone"]
-
-T = TypeVar("T")
+__all__ = ["ANSWERED_BY", "CallerTenant", "ServiceOf", "accept_mode", "errors"]
 
 ANSWERED_BY: dict[str, Any] = {
     name: {"schema": {"type": "string"}, "description": text}
@@ -38,8 +34,12 @@ ServiceOf = Annotated[Service, Depends(_service)]
 CallerTenant = Annotated[str, Depends(_tenant)]
 
 
-def accept_mode(x_adapter_mode: Annotated[str | None, Header(description="fft, merged or auto")] = None) -> None:
+def accept_mode(
+    request: Request, x_adapter_mode: Annotated[str | None, Header(description="fft, merged or auto")] = None
+) -> None:
     """Refuse a mode that this server cannot run; fft and auto are the same until there is another."""
+    if len(request.headers.getlist("x-adapter-mode")) > 1:
+        raise invalid("x-adapter-mode is there more than once; send it once", "x-adapter-mode")
     if x_adapter_mode == "merged":
         raise ApiError("unsupported_mode", "merged is not supported; use fft or auto", "x-adapter-mode")
     if x_adapter_mode not in (None, "fft", "auto"):
@@ -55,27 +55,3 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
         }
         for status in sorted({403, 500, *statuses})
     }
-
-
-class Gone(Exception):
-    """The client closed its connection before there was an answer."""
-
-
-async def unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """The work's result; where the client goes away first, the work is cancelled and `Gone` raised."""
-    task = asyncio.ensure_future(work)
-    watch = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Gone
-        return task.result()
-    finally:
-        for own in (task, watch):
-            own.cancel()
-        await asyncio.gather(task, watch, return_exceptions=True)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

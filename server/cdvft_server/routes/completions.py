@@ -13,7 +13,8 @@ from starlette.types import Receive, Scope, Send
 
 from cdvft_server.answers import Chat, Completion
 from cdvft_server.bodies import JsonRoute
-from cdvft_server.routes.common import ANSWERED_BY, CallerTenant, Gone, ServiceOf, accept_mode, errors, unless_gone
+from cdvft_server.presence import Gone, unless_gone
+from cdvft_server.routes.common import ANSWERED_BY, CallerTenant, ServiceOf, accept_mode, errors
 from cdvft_server.schemas import ChatRequest, CompletionRequest, GenerationFields
 from cdvft_server.service import Generation, Piece, translate
 
@@ -22,7 +23,7 @@ __all__ = ["router"]
 router = APIRouter(route_class=JsonRoute, tags=["generation"], dependencies=[Depends(accept_mode)])
 
 EVENTS: dict[str, Any] = {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "headers": ANSWERED_BY}
-FAILURES = errors(400, 404, 413, 415, 503)
+FAILURES = errors(400, 404, 408, 413, 415, 503)
 
 
 @router.post("/v1/completions", response_model=Completion, responses={**FAILURES, 200: EVENTS})

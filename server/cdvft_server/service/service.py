@@ -61,6 +61,7 @@ class Service:
         self.generator = Generator(parts, self.targets, encoding, self._residency)
         self.classifier = Classifier(parts, self.targets, encoding, self._residency)
         self.uploads = Uploads(parts)
+        self.bodies = workers.bodies
         self.catalog = Catalog(parts, self._residency)
 
     @classmethod
