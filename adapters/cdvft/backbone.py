@@ -1,6 +1,5 @@
 """The frozen base, loaded once and the same way for training and serving."""
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +12,10 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from cdvft.basefolder import family_at, local_folder
 from cdvft.baseinfo import BaseInfo
 from cdvft.errors import CdvftError, UnsupportedBase
-from cdvft.family import Family, family_of
+from cdvft.family import Family
 from cdvft.identity import base_digest, checkpoint_tensors, digest_cache
 from cdvft.site import Site
 
@@ -69,13 +69,9 @@ def choose_device(name: str) -> str:
 
 def resolve_base(base: str) -> Path:
     """A local folder, or a Hub id that is fetched (or found in the Hub cache). Raises UnsupportedBase."""
-    folder = Path(base).expanduser()
-    if (folder / "config.json").is_file():
-        return folder.resolve()
-    if folder.exists() or base.startswith((".", "/", "~")):
-        raise UnsupportedBase(f"--base {base}: no config.json there; give a model folder or a Hub id")
-    if base.count("/") > 1 or "\\" in base:
-        raise UnsupportedBase(f"--base {base}: no such folder")
+    folder = local_folder(base)
+    if folder is not None:
+        return folder
     from huggingface_hub import snapshot_download
 
     try:
@@ -98,7 +94,7 @@ def load_backbone(base: str, *, device: str = "cpu", dtype: str = "auto", name: 
     path = resolve_base(base)
     torch_dtype = DTYPES.get(dtype) or (torch.float32 if torch.device(device).type == "cpu" else "auto")
     with _named_errors(path):
-        family = family_of(json.loads((path / "config.json").read_bytes()).get("model_type"))
+        family = family_at(path)
         config = AutoConfig.from_pretrained(path)
         model, lm_head = _load_model(path, family, torch_dtype, checkpoint_tensors(path))
         tokenizer = AutoTokenizer.from_pretrained(path)

@@ -15,19 +15,22 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from cdvft_server.exceptions import InvalidName
 from cdvft_server.naming import check_name
 
-__all__ = ["OTHER_VARIABLES", "ServeConfig"]
+__all__ = ["OTHER_VARIABLES", "ServeConfig", "unused_variables"]
 
 PREFIX = "CDVFT_"
-OTHER_VARIABLES = tuple(
+OPTION_VARIABLES = tuple(
     PREFIX + name
     for name in (
-        "SERVER API_KEY TRIAL_INPUTS ALIAS ALPHA BATCH_SIZE CHAT DATA DESCRIPTION EPOCHS EVAL HEAD JSON LR "
-        "LR_CIRCULANT LR_DIAGONAL LR_HEAD MAX_LENGTH MAX_TOKENS METHOD NAME NUM_FACTORS OUT PAIRS "
-        "PARTITION_SIZE PUBLIC RAW_SCORES SEED STOP TARGETS TEMPERATURE TEMPLATE TOP_K TOP_P TRUNCATE "
+        "ALIAS ALPHA BATCH_SIZE CHAT DATA DESCRIPTION EPOCHS EVAL HEAD JSON LR "
+        "LR_CIRCULANT LR_DIAGONAL LR_HEAD MAX_LENGTH MAX_TOKENS METHOD NAME NUM_FACTORS N_FREQUENCY OUT PAIRS "
+        "PARTITION_SIZE PUBLIC RANK RAW_SCORES SEED STOP TARGETS TEMPERATURE TEMPLATE TOP_K TOP_P TRUNCATE "
         "WEIGHT_DECAY"
     ).split()
 )
-"""Variables of the client, of the other commands' options and of the tests."""
+"""Variables of the other commands' options."""
+
+OTHER_VARIABLES = (*OPTION_VARIABLES, *(PREFIX + name for name in ("SERVER", "API_KEY", "TRIAL_INPUTS")))
+"""These, and those of the client and of the tests."""
 
 Bytes = Annotated[ByteSize, Field(gt=0)]
 
@@ -35,6 +38,11 @@ Bytes = Annotated[ByteSize, Field(gt=0)]
 def _default_database() -> str:
     home = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
     return f"sqlite:///{Path(home).absolute() / 'cdvft' / 'store.db'}"
+
+
+def unused_variables() -> list[str]:
+    """Variables that are set for other commands, where a user may have meant `serve`."""
+    return sorted(set(OPTION_VARIABLES) & set(os.environ))
 
 
 class ServeConfig(BaseSettings):
@@ -48,7 +56,7 @@ class ServeConfig(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on")
     database: str = Field(
         default_factory=_default_database,
-        description="sqlite:////abs/path or postgresql://user@host:port/db; else store.db in $XDG_DATA_HOME/cdvft",
+        description="sqlite:////abs/path/store.db; else store.db in $XDG_DATA_HOME/cdvft (~/.local/share/cdvft)",
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(

@@ -74,7 +74,7 @@ def test_an_error_before_the_stream(connect: Connect) -> None:
         (500, {}, "Internal Server Error"),
         (500, {"json": {"error": "went wrong"}}, "went wrong"),
         (500, {"json": ["?"]}, "Internal Server Error"),
-        (307, {"headers": {"location": "https://other/v1"}}, "give that server as base_url"),
+        (307, {"headers": {"location": "https://other/v1"}}, "name that server instead"),
     ],
 )
 def test_answers_that_are_not_ours(connect: Connect, status: int, content: dict[str, Any], message: str) -> None:

@@ -127,8 +127,9 @@ def test_a_folder_that_lacks_a_file(connect: Connect, folder: Path, missing: str
 
 
 def test_a_path_that_does_not_exist(connect: Connect, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        connect(transport=Script().transport).upload(tmp_path / "nowhere", name="x")
+    for options in ({"name": "x"}, {}):
+        with pytest.raises(FileNotFoundError, match=r"nowhere does not exist; give a PEFT folder, a zip or a tar\.gz"):
+            connect(transport=Script().transport).upload(tmp_path / "nowhere", **options)
 
 
 def test_a_failed_upload_is_a_typed_error(connect: Connect, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The command line: without a server in this process, then with a real one in a process of its own."""
 
 import json
+import os
 import re
 import shlex
 import signal
@@ -14,7 +15,7 @@ import click
 import httpx
 import pytest
 from cdvft.backbone import load_backbone
-from cdvft.checkpoint import adapter_files, write_folder
+from cdvft.checkpoint import adapter_files, read_folder, write_folder
 from cdvft_server.cli import main
 from cdvft_server.config import OTHER_VARIABLES, ServeConfig
 from click.testing import CliRunner, Result
@@ -78,7 +79,8 @@ def commands(group: click.Command = main, path: Names = ()) -> Iterator[tuple[tu
 
 def test_help_of_every_command_and_the_version() -> None:
     assert {" ".join(path) for path, _ in commands()} == {
-        "serve", "train classify", "train lm", "push", "adapters", "rm", "classify", "complete", "inspect",
+        "serve", "train classify", "train lm", "push", "adapters", "alias", "unalias", "download", "rm", "classify",
+        "complete", "inspect",
     }  # fmt: skip
     for path, command in commands():
         result = alone(*path, "--help")
@@ -134,6 +136,7 @@ def _name(option: click.Option) -> str:
         (["serve", "--host", "no.such.host.invalid"], 1, "cannot listen on no.such.host.invalid port 8000"),
         (["serve", "--base", "./nowhere", "--port", "0"], 1, "no config.json there"),
         (["serve", "--database", "mysql://x/y", "--port", "0"], 1, "mysql"),
+        (["serve", "--device", "gpu"], 2, "--device: 'gpu' is not known; use auto, cpu, cuda or cuda:N"),
         (["train", "classify"], 2, "Missing option '--data'"),
         (["train", "classify", "--data", "none.jsonl", "--out", "x"], 2, "'none.jsonl' does not exist"),
         (["inspect", "."], 1, "has no adapter_config.json"),
@@ -141,12 +144,26 @@ def _name(option: click.Option) -> str:
         (["classify", "x", "--pairs", "one"], 2, "--pairs needs an even number of texts, there are 1"),
         (["classify", "x"], 2, "Missing argument 'TEXT...'"),
         (["push", "none"], 2, "'none' does not exist"),
-        (["adapters", "--server", "http://127.0.0.1:1"], 1, "127.0.0.1:1"),
-        (["adapters", "--server", "nonsense"], 1, "nonsense"),
+        (["alias", "x", "prod", "0"], 2, "'VERSION': 0 is not in the range x>=1"),
+        (["download", "x", "--out", "."], 2, "--out . is there already; give a new folder"),
+        (["push", "packed.zip"], 2, "--name is needed: only a folder has a name of its own"),
+        (["push", "labels.json"], 2, "labels.json is one file of an adapter; give its folder, or a zip or tar.gz"),
+        (["adapters", "--server", "127.0.0.1:8123"], 1, "--server (or CDVFT_SERVER) '127.0.0.1:8123' is not like http"),
+        (["adapters", "--server", "http://h", "--api-key", "a b"], 1, "--api-key (or CDVFT_API_KEY) has a blank"),
+        (
+            ["adapters", "--server", "http://127.0.0.1:1"],
+            1,
+            "is the server running there?; name another with --server or CDVFT_SERVER",
+        ),
     ],
 )
-def test_mistakes_are_one_clear_line(folder: Path, args: list[str], code: int, message: str) -> None:
+def test_mistakes_are_one_clear_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], code: int, message: str
+) -> None:
     """On standard error, after the usage where the command line itself was wrong."""
+    monkeypatch.chdir(folder)
+    for name in ("packed.zip", "labels.json"):
+        (folder / name).touch()
     if args[0] in ("serve", "inspect") and "--base" not in args:
         args = [*args, "--base", str(folder / "llama")]
     variables = {"CDVFT_DATABASE": f"sqlite:///{folder}/mistakes.db"}
@@ -168,6 +185,65 @@ def test_variables_are_checked_like_options() -> None:
     result = CliRunner().invoke(main, ["serve"], env={"CDVFT_PROT": "1"})
     assert result.exit_code == 2
     assert "unknown variables CDVFT_PROT" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--database", "foo.db"], "'foo.db' is not a database URL; use sqlite:////absolute/path/store.db"),
+        (["--database", "postgresql://u@h/db"], "postgresql databases are not supported"),
+        (["--adapters", "/nope"], "--adapters /nope: no such folder"),
+        (["--base", "./nowhere"], "no config.json there"),
+        (["--base", "path/to/roberta-base"], "--base path/to/roberta-base: no such folder"),
+        (["--base", "gpt2"], "model_type 'gpt2' is not served; served: roberta, bert, llama"),
+    ],
+)
+def test_what_can_be_told_at_once_is_told_before_torch_is_loaded(
+    tmp_path: Path, options: list[str], message: str
+) -> None:
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "config.json").write_text('{"model_type": "gpt2"}')
+    code = f"""
+import sys
+from cdvft_server.cli import main
+try:
+    main({["serve", "--port", "0", *options]})
+finally:
+    print([name for name in ("torch", "transformers") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "[]\n")
+    assert done.stderr.startswith("Error: ")
+    assert message in done.stderr
+    assert "loading" not in done.stderr
+
+
+def test_a_device_that_is_not_there_is_one_line(folder: Path, tmp_path: Path) -> None:
+    variables = {"CDVFT_DATABASE": f"sqlite:///{tmp_path}/store.db", "CUDA_VISIBLE_DEVICES": ""}
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"text": "a", "label": 1}\n{"text": "b", "label": 2}\n')
+    train = ["train", "classify", "--data", str(data), "--out", str(tmp_path / "out")]
+    for command in (["serve", "--port", "0"], train):
+        done = subprocess.run(
+            [*CLI, *command, "--base", str(folder / "llama"), "--device", "cuda"],
+            env={**os.environ, **variables}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 1
+        last = done.stderr.splitlines()[-1]
+        assert re.match("Error: --device cuda: .*CUDA.*; use cpu or auto", last), done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_what_comes_from_a_variable_is_told(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CDVFT_NAME", "from-outside")
+    monkeypatch.setenv("CDVFT_API_KEY", "secret-key")
+    pushed = run("push", folder / "adapters" / "writer")
+    assert pushed.stderr == "--name is from-outside (CDVFT_NAME)\n"
+    assert pushed.stdout.startswith("uploaded from-outside version 1")
+    told = run("rm", "from-outside")
+    assert (told.stdout, told.stderr) == ("deleted from-outside, its content is still used\n", "")
+    refused = CliRunner().invoke(main, ["serve", "--adapters", "/nope", "--port", "0"])
+    assert refused.stderr.splitlines()[0] == "CDVFT_NAME is no setting of serve: not used"
 
 
 def test_a_port_in_use_is_told_before_anything_is_loaded(folder: Path) -> None:
@@ -224,6 +300,34 @@ def test_push_list_and_remove(run: Run, folder: Path) -> None:
     assert run("rm", "mine@1").output.startswith("deleted version 1 of mine, ")
     assert run("rm", "mine").output.startswith("deleted mine, ")
     assert "404 model_not_found" in run("rm", "mine", code=1).output
+
+
+def test_aliases_and_downloads(run: Run, folder: Path, tmp_path: Path) -> None:
+    digests = []
+    for source in ("writer", "scorer"):
+        digests.append(
+            json.loads(run("push", folder / "adapters" / source, "--name", "two", "--json").output)["digest"]
+        )
+    assert run("alias", "two", "prod", 1).output == "two: latest is version 2, prod is version 1\n"
+    assert json.loads(run("alias", "two", "beta", 2, "--json").output)["aliases"] == {"beta": 2, "latest": 2, "prod": 1}
+    assert run("unalias", "two", "beta").output == "two: latest is version 2, prod is version 1\n"
+    assert "has no alias 'beta'" in run("unalias", "two", "beta", code=1).output
+    assert "has no version 9" in run("alias", "two", "prod", 9, code=1).output
+    for selector, source in (("", "scorer"), ("@1", "writer"), ("@prod", "writer"), (f"@{digests[0][:20]}", "writer")):
+        out = tmp_path / f"out{selector.replace(':', '-')}"
+        assert run("download", f"two{selector}", "--out", out).output.endswith(f" is in {out}\n")
+        assert read_folder(out) == read_folder(folder / "adapters" / source)
+    packed = tmp_path / "two.zip"
+    assert run("download", "two@prod", "--out", packed).output == f"two version 1 is in {packed}\n"
+    assert run("push", packed, "--name", "two").output.startswith("unchanged: two version 1")
+    assert "--out" in run("download", "two", "--out", packed, code=2).output
+    assert (
+        "two has no alias 'beta'; there are latest, prod"
+        in run("download", "two@beta", "--out", tmp_path / "no", code=2).output
+    )
+    assert "404" in run("download", "nobody", "--out", tmp_path / "no", code=1).output
+    assert not (tmp_path / "no").exists()
+    run("rm", "two")
 
 
 def test_push_takes_the_folder_name_and_refuses_other_bases(run: Run, folder: Path) -> None:
@@ -320,6 +424,17 @@ def test_several_adapters_after_one_option_and_an_encoder_announces_no_generatio
     text = wait_for_line(server, "classify:")
     assert "with 2 adapters" in text
     assert "generate:" not in text
+    assert server.stop() == 0
+
+
+def test_a_base_without_adapters_announces_how_to_upload_one(folder: Path) -> None:
+    server = start(folder / "empty.db", "--base", str(folder / "roberta"))
+    text = wait_for_line(server, "upload an adapter:")
+    assert text.splitlines()[-3:] == [
+        f"roberta is ready on {server.url} with 0 adapters",
+        "upload an adapter:",
+        f"  cdvft push DIR --server {server.url}",
+    ]
     assert server.stop() == 0
 
 

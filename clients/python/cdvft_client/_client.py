@@ -146,7 +146,7 @@ class Client:
 
         Raises:
             ValueError: not exactly one form, or no name.
-            FileNotFoundError: a folder without adapter_config.json or adapter_model.safetensors.
+            FileNotFoundError: nothing there, or a folder without adapter_config.json or adapter_model.safetensors.
         """
         known_as, files = read_upload(path, name, config, weights, archive)
         call = calls.upload(known_as, files, alias=alias, public=public, description=description, labels=labels)

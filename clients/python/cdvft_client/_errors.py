@@ -120,6 +120,6 @@ def _details(body: Any) -> dict[str, Any]:
 
 def _unexplained(response: httpx.Response) -> str:
     if response.is_redirect:
-        return f"redirected to {response.headers.get('location', 'nowhere')}: give that server as base_url"
+        return f"redirected to {response.headers.get('location', 'nowhere')}: name that server instead"
     text = " ".join(response.text.split())[:200]
     return f"{response.reason_phrase or 'no reason given'}{': ' if text else ''}{text}"

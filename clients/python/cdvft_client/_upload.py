@@ -24,8 +24,8 @@ def read_upload(
 ) -> tuple[str, Files]:
     """The adapter's name and the form's files.
 
-    Raises ValueError unless exactly one form is given, or if a name is needed; FileNotFoundError for a
-    folder without its files.
+    Raises ValueError unless exactly one form is given, or if a name is needed; FileNotFoundError for what
+    does not exist and for a folder without its files.
     """
     files_given = config is not None or weights is not None
     if (path is not None) + files_given + (archive is not None) != 1:
@@ -39,6 +39,8 @@ def read_upload(
     source = archive if path is None else path
     if not isinstance(source, bytes) and Path(source or "").suffix in (".safetensors", ".bin", ".json"):
         raise ValueError(f"{source} is one file of an adapter; give its folder, or config= and weights=")
+    if not isinstance(source, bytes) and not Path(source or "").exists():
+        raise FileNotFoundError(f"{source} does not exist; give a PEFT folder, a zip or a tar.gz")
     return _named(name), _archive(_content(source or b""))
 
 

@@ -13,6 +13,9 @@ COMMANDS = {
     "train": ("train", "Train an adapter from JSON lines, CSV or TSV."),
     "push": ("client", "Upload an adapter folder to a server."),
     "adapters": ("client", "List a server's adapters."),
+    "alias": ("versions", "Point NAME@ALIAS at a version: promote, or roll back."),
+    "unalias": ("versions", "Remove NAME@ALIAS, not the version."),
+    "download": ("versions", "Fetch an adapter's files."),
     "rm": ("client", "Delete an adapter, or one version of it."),
     "classify": ("client", "Label or score texts."),
     "complete": ("client", "Continue a prompt; the text comes as it is generated."),
@@ -24,7 +27,7 @@ main = LazyGroup(
     "cdvft",
     COMMANDS,
     help="CDVFT adapters: train them, serve thousands from one frozen base, use them by name.",
-    epilog="Every option has an environment variable: --max-length is CDVFT_MAX_LENGTH.",
+    epilog="Every option has a variable: --max-length is CDVFT_MAX_LENGTH. What a command takes from one, it tells.",
 )
 main.params.append(
     click.Option(

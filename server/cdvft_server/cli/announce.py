@@ -35,6 +35,8 @@ def announcement(url: str, *, embedded: bool) -> str:
         lines += ["generate:", _curl(url, "completions", body)]
     if labeller is not None:
         lines += ["classify:", _curl(url, "classify", {"model": labeller.name, "input": _text(embedded)})]
+    if not adapters:
+        lines += ["upload an adapter:", f"  cdvft push DIR --server {url}"]
     return "\n".join(lines)
 
 

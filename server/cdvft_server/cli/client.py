@@ -1,40 +1,22 @@
 """The commands that ask a running server, through cdvft_client."""
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
-from cdvft_client import Adapter, CDVFTError, ClassifiedRow, Client
+from cdvft_client import Adapter, ClassifiedRow, Client
 
-from cdvft_server.cli.commands import Command, reported
+from cdvft_server.cli.asking import AS_JSON, asks, print_json
 from cdvft_server.cli.tables import size, table
 
 __all__ = ["adapters", "classify", "complete", "push", "rm"]
 
-AS_JSON = click.option("--json", "as_json", is_flag=True, envvar="CDVFT_JSON", help="Print the server's JSON.")
+PARTS = (".bin", ".json", ".safetensors")  # files of an adapter that are no upload alone
 
 
-def _asks(function: Callable[..., None]) -> click.Command:
-    """A command with --server and --api-key, whose function gets the client first."""
-
-    def call(server: str | None, api_key: str | None, **options: Any) -> None:
-        with reported(CDVFTError, OSError, ValueError), Client(server, api_key=api_key) as client:
-            function(client, **options)
-
-    call.__doc__, call.__name__ = function.__doc__, function.__name__
-    call.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
-    for option in (
-        click.option("--api-key", metavar="KEY", help="Key for a server that wants one."),
-        click.option("--server", metavar="URL", help="The server; http://127.0.0.1:8000 if left out."),
-    ):
-        call = option(call)
-    return click.command(function.__name__, cls=Command)(call)
-
-
-@_asks
+@asks
 @click.argument("folder", metavar="DIR", type=click.Path(exists=True, path_type=Path))
 @click.option("--name", help="Name of the adapter; the folder's own if left out.")
 @click.option("--alias", help="A pointer to move to this version besides latest.")
@@ -52,28 +34,32 @@ def push(
     as_json: bool,
 ) -> None:
     """Upload an adapter folder (or a zip or tar.gz); it can be used as soon as this returns."""
+    if folder.is_file() and folder.suffix in PARTS:
+        raise click.UsageError(f"{folder} is one file of an adapter; give its folder, or a zip or tar.gz of it")
+    if folder.is_file() and not name:
+        raise click.UsageError("--name is needed: only a folder has a name of its own")
     made = client.upload(folder, name=name, alias=alias, public=public, description=description)
     if as_json:
-        _print_json(made.raw)
+        print_json(made.raw)
         return
     verb = "uploaded" if made.created else "unchanged:"
     click.echo(f"{verb} {made.name} version {made.version} ({_kind(made)}, {size(made.bytes)})")
     click.echo(made.digest)
 
 
-@_asks
+@asks
 @AS_JSON
 def adapters(client: Client, as_json: bool) -> None:
     """List the adapters, newest first."""
     found = list(client.adapters())
     if as_json:
-        _print_json([adapter.raw for adapter in found])
+        print_json([adapter.raw for adapter in found])
         return
     header = ("NAME", "VERSION", "TASK", "NUMBERS", "HEAD", "BYTES", "ALIASES", "CREATED", "DIGEST")
     click.echo(table(header, [_row(adapter) for adapter in found]))
 
 
-@_asks
+@asks
 @click.argument("name", metavar="NAME[@VERSION]")
 @AS_JSON
 def rm(client: Client, name: str, as_json: bool) -> None:
@@ -83,13 +69,14 @@ def rm(client: Client, name: str, as_json: bool) -> None:
         raise click.UsageError(f"{version!r} is not a version's number; give NAME or NAME@2")
     deleted = client.delete(name, int(version) if at else None)
     if as_json:
-        _print_json(deleted.raw)
+        print_json(deleted.raw)
     else:
         what = f"version {version} of {name}" if at else name
-        click.echo(f"deleted {what}, {size(deleted.bytes_freed)} freed")
+        freed = f"{size(deleted.bytes_freed)} freed" if deleted.bytes_freed else "its content is still used"
+        click.echo(f"deleted {what}, {freed}")
 
 
-@_asks
+@asks
 @click.argument("name")
 @click.argument("texts", metavar="TEXT...", nargs=-1, required=True)
 @click.option("--pairs", is_flag=True, help="The texts are first and second of pairs, in turn.")
@@ -114,13 +101,13 @@ def classify(
     inputs: Any = list(zip(texts[::2], texts[1::2], strict=True)) if pairs else list(texts)
     answer = client.classify(name, inputs, top_k=top_k, raw_scores=raw_scores, truncate=truncate)
     if as_json:
-        _print_json(answer.raw)
+        print_json(answer.raw)
         return
     shown = [" / ".join(pair) for pair in inputs] if pairs else texts
     click.echo("\n".join(_verdicts(answer.data, shown, top_k)))
 
 
-@_asks
+@asks
 @click.argument("name")
 @click.argument("prompt")
 @click.option("--chat", is_flag=True, help="The prompt is a user's message.")
@@ -141,7 +128,7 @@ def complete(
     asked: Any = [{"role": "user", "content": prompt}] if chat else prompt
     if as_json:
         answer = client.chat(name, asked, **fields) if chat else client.complete(name, asked, **fields)
-        _print_json(answer.raw)
+        print_json(answer.raw)
         return
     stream = client.chat_stream(name, asked, **fields) if chat else client.complete_stream(name, asked, **fields)
     with stream:
@@ -178,7 +165,3 @@ def _row(adapter: Adapter) -> tuple[object, ...]:
 def _kind(adapter: Adapter) -> str:
     labels = f" with {len(adapter.labels)} labels" if adapter.labels else ""
     return f"{adapter.method} {adapter.task}{labels}, {adapter.num_parameters:,} numbers"
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False, indent=2))

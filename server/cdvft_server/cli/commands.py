@@ -6,20 +6,30 @@ from importlib import import_module
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 __all__ = ["Command", "LazyGroup", "reported"]
 
 PREFIX = "CDVFT_"
+UNTOLD = (f"{PREFIX}SERVER", f"{PREFIX}API_KEY")  # meant for all commands, and one is a secret
 
 
 class Command(click.Command):
-    """Every option that has no variable of its own has `CDVFT_<OPTION>`."""
+    """Every option that has no variable of its own has `CDVFT_<OPTION>`. Which were taken is told on standard error."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         for parameter in self.params:
             if isinstance(parameter, click.Option) and parameter.envvar is None and parameter.name:
                 parameter.envvar = PREFIX + parameter.name.upper()
+
+    def invoke(self, ctx: click.Context) -> Any:
+        for parameter in self.params:
+            taken = ctx.get_parameter_source(parameter.name or "") is ParameterSource.ENVIRONMENT
+            if taken and parameter.envvar not in UNTOLD:
+                value = ctx.params[parameter.name or ""]
+                click.echo(f"{parameter.opts[0]} is {value} ({parameter.envvar})", err=True)
+        return super().invoke(ctx)
 
 
 class LazyGroup(click.Group):

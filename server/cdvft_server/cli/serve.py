@@ -1,7 +1,6 @@
 """`cdvft serve`: the options are ServeConfig's fields; it listens only once the base is proven."""
 
 import logging
-import socket
 import sys
 from collections.abc import Iterator
 from threading import Thread
@@ -13,7 +12,8 @@ from pydantic import ValidationError
 
 from cdvft_server.cli.announce import announcement
 from cdvft_server.cli.commands import PREFIX, Command, reported
-from cdvft_server.config import ServeConfig
+from cdvft_server.cli.early import check_early
+from cdvft_server.config import ServeConfig, unused_variables
 
 __all__ = ["serve"]
 
@@ -64,12 +64,16 @@ def _options() -> Iterator[click.Option]:
 def serve(**options: Any) -> None:
     """Serve a base and its adapters over HTTP. Ctrl-C stops it when running requests have ended."""
     config = _config({name: value for name, value in options.items() if value not in (None, (), False)})
-    _check_address(config.host, config.port)
+    for name in unused_variables():
+        click.echo(f"{name} is no setting of serve: not used", err=True)
+    from cdvft_server.errors import ApiError, StartRefused
+    from cdvft_server.exceptions import StoreError, TemplateWorkerFailed
+
+    with reported(CdvftError, StartRefused, StoreError):
+        check_early(config)
     click.echo("loading the server ...", err=True)
     from transformers.utils import logging as transformers_logging
 
-    from cdvft_server.errors import ApiError, StartRefused
-    from cdvft_server.exceptions import StoreError, TemplateWorkerFailed
     from cdvft_server.serving import serve as run
 
     transformers_logging.disable_progress_bar()
@@ -89,18 +93,6 @@ def _config(given: dict[str, Any]) -> ServeConfig:
         name = str(found["loc"][0])
         option = f"--{name.replace('_', '-')}" if name in given else f"{PREFIX}{name.upper()}"
         raise click.UsageError(f"{option}: {message}") from None
-
-
-def _check_address(host: str, port: int) -> None:
-    """Raises ClickException, before anything is loaded, where the address cannot be listened on."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        reason = f"cannot listen on {host} port {port}: {error.strerror}"
-        raise click.ClickException(f"{reason}; give another --port or --host") from None
 
 
 def _announce(url: str, config: ServeConfig) -> None:

@@ -1,7 +1,7 @@
 """Adapters that a server uploads to itself when it starts: the demo's once per store, and those of `--adapters`."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from cdvft.backbone import BaseInfo
@@ -10,10 +10,11 @@ from cdvft.files import CONFIG_NAME, read_folder
 
 from cdvft_server.errors import ApiError, StartRefused
 from cdvft_server.exceptions import InvalidName, NotFound
+from cdvft_server.seeds import adapter_folders
 from cdvft_server.service.uploads import UploadForm, Uploads
 from cdvft_server.store import Store, Upload
 
-__all__ = ["adapter_folders", "seed_demo", "seed_folders"]
+__all__ = ["seed_demo", "seed_folders"]
 
 log = logging.getLogger(__name__)
 
@@ -55,16 +56,3 @@ def _known(store: Store, tenant: str, name: str, base_digest: str) -> set[str]:
         return {row.digest for row in store.list_versions(tenant, name, base_digest)}
     except NotFound:
         return set()
-
-
-def adapter_folders(folders: Iterable[Path]) -> Iterator[Path]:
-    """Each folder that is an adapter, or the adapters in it."""
-    for folder in folders:
-        if not folder.is_dir():
-            raise StartRefused(f"--adapters {folder}: no such folder")
-        own = (
-            [folder] if (folder / CONFIG_NAME).is_file() else sorted(p.parent for p in folder.glob(f"*/{CONFIG_NAME}"))
-        )
-        if not own:
-            raise StartRefused(f"--adapters {folder}: neither it nor a folder in it has an {CONFIG_NAME}")
-        yield from (path.resolve() for path in own)

@@ -17,7 +17,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, inspe
 
 from cdvft_server.exceptions import StoreUnavailable, UnsupportedDatabase
 
-__all__ = ["Database"]
+__all__ = ["Database", "sqlite_url"]
 
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 BUSY_SECONDS = 10.0
@@ -32,7 +32,8 @@ class Database:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = _sqlite_url(url)
+        self.url = sqlite_url(url)
+        _make_folder(self.url)
         self._engine = _engine(self.url)
         self._writing = threading.Lock()  # in line here, rather than polling for SQLite's own lock
         self._closed = False
@@ -102,7 +103,8 @@ class Database:
         return list(found) != heads
 
 
-def _sqlite_url(text: str) -> URL:
+def sqlite_url(text: str) -> URL:
+    """The URL of a database file, which nothing is done to. Raises UnsupportedDatabase for what is none."""
     try:
         url = make_url(text)
     except exc.ArgumentError:
@@ -113,12 +115,15 @@ def _sqlite_url(text: str) -> URL:
         )
     if not url.database or url.database == ":memory:" or url.query.get("mode") == "memory":
         raise UnsupportedDatabase("a database in memory would lose its adapters; use sqlite:////absolute/path/store.db")
-    if "uri" not in url.query:
+    return url
+
+
+def _make_folder(url: URL) -> None:
+    if "uri" not in url.query and url.database:
         try:
             Path(url.database).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreUnavailable(f"the folder of the database {url} cannot be made: {error}") from error
-    return url
 
 
 def _engine(url: URL) -> Engine:
