@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from cdvft.formatting import Encoded
 
 from cdvft_server.engine.batch import Failed, Request, Scores
-from cdvft_server.engine.pool import Lease
 from cdvft_server.errors import ApiError, unavailable
 from cdvft_server.schemas import ClassifyRequest
 from cdvft_server.service.bridge import Inbox
@@ -69,7 +68,8 @@ class Classifier:
         call = Call(self._engine, inbox, flights, self._config.max_queue)
         call_id = secrets.token_hex(12)
         with ExitStack() as leases:
-            held = await self._lease_all(targets, leases)
+            rows = [target.row for target in targets if target.row is not None]
+            held = await self._residency.lease_all(rows, leases)
             with ExitStack() as shares:
                 requests = []
                 for index, (target, row) in enumerate(zip(targets, encoded, strict=True)):
@@ -90,15 +90,6 @@ class Classifier:
             return [scores[request.id] for request in requests]
         finally:
             call.close()
-
-    async def _lease_all(self, targets: Sequence[Target], leases: ExitStack) -> dict[str, Lease]:
-        """One lease for each adapter of the call, given back with `leases`."""
-        held: dict[str, Lease] = {}
-        for target in targets:
-            if target.row is not None and target.digest not in held:
-                held[target.digest] = lease = await self._residency.lease(target.row)
-                leases.callback(lease.release)
-        return held
 
 
 def _scored(target: Target, logits: Sequence[float], raw: bool) -> Scored:

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Hashable, Iterable, Mapping
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import Literal
 
 from cdvft.adapter import Adapter
@@ -11,7 +13,7 @@ from cdvft.errors import CdvftError
 from cdvft.prepared import PreparedAdapter, prepare_adapter
 
 from cdvft_server.engine.pool import Lease, PoolFull
-from cdvft_server.errors import unavailable
+from cdvft_server.errors import invalid, unavailable
 from cdvft_server.exceptions import CorruptBlob
 from cdvft_server.service.parts import Parts
 from cdvft_server.store import VersionRow
@@ -24,16 +26,29 @@ RETRY_SECONDS = 0.1  # a lease that is given back while we look for room notifie
 
 
 class _Load:
-    """One adapter on its way into the pool. It holds a lease until everybody who waits has their own."""
+    """One adapter on its way into the pool. It holds a lease until everybody who waits has their own.
+
+    `full` is done once the pool had no room for it.
+    """
 
     def __init__(self, task: "asyncio.Task[Lease]") -> None:
         self.task = task
         self.waiting = 0
+        self.full = asyncio.get_running_loop().create_future()
         task.add_done_callback(lambda _: self.release_if_unused())
 
     def release_if_unused(self) -> None:
         if not self.waiting and self.task.done() and not self.task.cancelled() and self.task.exception() is None:
             self.task.result().release()
+
+
+@dataclass(frozen=True)
+class _Size:
+    """`bank` numbers the tables that adapters of one form share: a row of zeros and a row for each, in bytes."""
+
+    bank: int
+    row: int
+    head: int
 
 
 class Residency:
@@ -43,16 +58,37 @@ class Residency:
         self._base, self._pool, self._store, self._workers = parts.base, parts.pool, parts.store, parts.workers
         self._released, self._wait_seconds = parts.bridge.ended, parts.config.pool_wait_seconds
         self._loads: dict[str, _Load] = {}
+        self._sizes: dict[str, _Size] = {}
+        self._banks: dict[Hashable, int] = {}
+        self._turn = asyncio.Lock()
 
-    async def lease(self, row: VersionRow) -> Lease:
-        """Raises ApiError adapter_unavailable where the stored adapter cannot be read, PoolFull after the wait."""
+    async def lease(self, row: VersionRow, *, wait: bool = True) -> Lease:
+        """Raises ApiError adapter_unavailable where the stored adapter cannot be read, PoolFull after the wait for
+        room, or at once without `wait`."""
         while True:
             lease = self._pool.acquire(row.digest)
             if lease is not None:
                 return lease
-            lease = await self._join_load(row)
+            lease = await self._join_load(row, wait)
             if lease is not None:
                 return lease
+
+    async def lease_all(self, rows: Iterable[VersionRow], leases: ExitStack) -> dict[str, Lease]:
+        """A lease for each digest, given back with `leases`: all or none. Raises as `lease`, and ApiError where they
+        cannot be in memory together.
+
+        Who finds no room for the next one gives back what it has. Only one call at a time waits for room with leases
+        in hand: no two wait for each other.
+        """
+        wanted = {row.digest: row for row in rows}
+        try:
+            return await self._lease_each(wanted, leases, wait=len(wanted) == 1)
+        except PoolFull:
+            if len(wanted) == 1:
+                raise
+        await self._check_fits(wanted)
+        async with self._my_turn():
+            return await self._lease_each(wanted, leases, wait=True)
 
     def shares(self, lease: Lease | None, count: int, leases: ExitStack) -> list[Lease | None]:
         """`count` more leases on an adapter that is leased (None is the base), given back with `leases`."""
@@ -70,6 +106,7 @@ class Residency:
 
     def discard(self, digest: str) -> None:
         self._pool.discard(digest)
+        self._sizes.pop(digest, None)
 
     async def close(self) -> None:
         """No load goes on after this."""
@@ -78,12 +115,58 @@ class Residency:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _join_load(self, row: VersionRow) -> Lease | None:
+    async def _lease_each(self, rows: Mapping[str, VersionRow], leases: ExitStack, *, wait: bool) -> dict[str, Lease]:
+        held: dict[str, Lease] = {}
+        with ExitStack() as own:
+            for digest, row in rows.items():
+                held[digest] = lease = await self.lease(row, wait=wait)
+                own.callback(lease.release)
+            leases.enter_context(own.pop_all())
+        return held
+
+    @asynccontextmanager
+    async def _my_turn(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._wait_seconds):
+                await self._turn.acquire()
+        except TimeoutError:
+            raise PoolFull("no room for the adapters of this call: others wait for room before it") from None
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    async def _check_fits(self, rows: Mapping[str, VersionRow]) -> None:
+        """Raises ApiError where memory without anything else in it would hold fewer."""
+        budget, total = self._pool.stats().budget_bytes, 0
+        banks: set[int] = set()
+        for digest, row in rows.items():
+            if digest not in self._sizes:
+                self._measure(await self._workers.run(self._read, row))
+            size = self._sizes[digest]
+            total += size.row + size.head + (0 if size.bank in banks else size.row)
+            banks.add(size.bank)
+            if total > budget:
+                raise invalid(
+                    f"the {len(rows)} adapters of this call take {total} bytes or more together, the adapter memory "
+                    f"has {budget}; name fewer in one call",
+                    "model",
+                )
+
+    def _measure(self, prepared: PreparedAdapter) -> None:
+        bank = self._banks.setdefault(prepared.signature, len(self._banks))
+        self._sizes[prepared.digest] = _Size(bank, prepared.nbytes, prepared.head_nbytes)
+
+    async def _join_load(self, row: VersionRow, wait: bool) -> Lease | None:
         load = self._loads.get(row.digest)
         if load is None:
             load = self._loads[row.digest] = _Load(asyncio.create_task(self._load(row), name=f"load {row.digest}"))
         load.waiting += 1
         try:
+            if not wait:
+                await asyncio.wait({load.task, load.full}, return_when=asyncio.FIRST_COMPLETED)
+                if not load.task.done():
+                    raise PoolFull(f"no room for adapter {row.digest} now")
             await asyncio.shield(load.task)
             return self._pool.acquire(row.digest)
         finally:
@@ -93,7 +176,8 @@ class Residency:
     async def _load(self, row: VersionRow) -> Lease:
         try:
             prepared = await self._workers.run(self._read, row)
-            return await self._place(prepared)
+            self._measure(prepared)
+            return await self._place(prepared, self._loads[row.digest])
         finally:
             del self._loads[row.digest]
 
@@ -114,13 +198,16 @@ class Residency:
         most = len(files.weights)
         return read_adapter(files, self._base, row.form_labels, max_header_bytes=most, max_labels=most)
 
-    async def _place(self, prepared: PreparedAdapter) -> Lease:
+    async def _place(self, prepared: PreparedAdapter, load: _Load) -> Lease:
+        """Try until there is room, the time is over, or nobody waits any more."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._wait_seconds
         while True:
             try:
                 return await self._workers.run(self._pool.place, prepared)
             except PoolFull:
-                if loop.time() >= deadline:
+                if not load.full.done():
+                    load.full.set_result(None)
+                if loop.time() >= deadline or not load.waiting:
                     raise
             await self._released.wait(min(RETRY_SECONDS, deadline - loop.time()))

@@ -1,0 +1,63 @@
+"""Classify calls that name more adapters than the memory holds at once, or than it can ever hold."""
+
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+from cdvft.backbone import Backbone
+from cdvft.prepared import prepare_adapter
+
+from tests.server.http.harness import Fleet, error_of
+from tests.tiny import random_adapter
+
+COUNT = 12  # adapters stored
+ROOM = 8  # of them in memory
+WAIT = 20.0  # seconds that a call would wait for room
+
+
+@pytest.fixture
+def crowded(tiny_server: Any, llama: Backbone) -> Fleet:
+    adapters = [random_adapter(llama.info, seed, "classification") for seed in range(COUNT)]
+    sizes = prepare_adapter(adapters[0])
+    memory = (1 + ROOM) * sizes.nbytes + ROOM * sizes.head_nbytes  # row 0 is the base's
+    fleet: Fleet = tiny_server(adapter_memory=memory, pool_wait_seconds=WAIT)
+    for number, adapter in enumerate(adapters):
+        fleet.add(f"c{number}", adapter)
+    return fleet
+
+
+def classify(fleet: Fleet, numbers: list[int]) -> httpx.Response:
+    return fleet.live.classify([f"c{number}" for number in numbers], ["the cat"] * len(numbers))
+
+
+def test_calls_of_several_adapters_do_not_wait_for_each_other(crowded: Fleet) -> None:
+    """Any two of these calls need more room than there is. Both answer, and as alone."""
+    alone = {n: classify(crowded, [n]).json()["data"][0]["score"] for n in range(COUNT)}
+    generator = random.Random(0)
+    calls = [generator.sample(range(COUNT), 6) for _ in range(24)]
+    started = time.monotonic()
+    with crowded.unharmed(), ThreadPoolExecutor(4) as threads:
+        for numbers, answer in zip(calls, threads.map(lambda own: classify(crowded, own), calls), strict=True):
+            assert answer.status_code == 200, answer.text
+            scores = [row["score"] for row in answer.json()["data"]]
+            assert scores == pytest.approx([alone[n] for n in numbers], abs=1e-5)
+    assert time.monotonic() - started < WAIT, "some call waited until it gave up"
+    assert crowded.live.gauge("cdvft_adapter_leases") == 0
+
+
+def test_a_call_that_can_never_fit_is_refused_at_once(crowded: Fleet) -> None:
+    assert classify(crowded, list(range(ROOM))).status_code == 200
+    budget = crowded.live.config.adapter_memory
+    started = time.monotonic()
+    for numbers in (list(range(ROOM + 1)), list(range(COUNT))[::-1]):
+        refused = classify(crowded, numbers)
+        error = error_of(refused)
+        assert (refused.status_code, error["code"], error["param"]) == (400, "invalid_request", "model")
+        assert f"the {len(numbers)} adapters of this call take " in error["message"]
+        assert f"the adapter memory has {budget}; name fewer in one call" in error["message"]
+    assert time.monotonic() - started < WAIT
+    assert crowded.live.gauge("cdvft_adapter_leases") == 0
+    assert classify(crowded, list(range(ROOM))).status_code == 200
