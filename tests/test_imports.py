@@ -37,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "cdvft_server.text": {"cdvft"},
     "cdvft_server.service": {"asyncio", "cdvft", "torch", *(f"cdvft_server.{p}" for p in ("engine", "store", "text"))},
     "cdvft_server.cli": LARGE,
+    "cdvft_server.connections": WEB | {"uvicorn"},
     "cdvft_server.serving": LARGE,  # the process: uvicorn around the app, for the command line
 }
 

@@ -87,6 +87,9 @@ class ServeConfig(BaseSettings):
     request_wait_seconds: PositiveFloat = Field(
         30.0, description="How long a client may pause while it sends a request"
     )
+    max_connections: PositiveInt = Field(
+        2048, description="Most open connections; fewer where the process may not open three files for each"
+    )
 
     max_weights_bytes: Bytes = Field(ByteSize(256 << 20), description="Largest weights file")
     max_expanded_bytes: Bytes | None = Field(

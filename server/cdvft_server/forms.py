@@ -1,19 +1,23 @@
 """The multipart form of an upload: known parts, each at most once, and one of its two forms."""
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, BinaryIO
 
 from fastapi import Request
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from cdvft_server.bodies import content_type, limited, parse_json
 from cdvft_server.config import ServeConfig
-from cdvft_server.errors import ApiError, invalid
+from cdvft_server.errors import ApiError, invalid, unavailable
 from cdvft_server.service import UploadForm
 
 __all__ = ["UPLOAD_SCHEMA", "upload_form"]
+
+log = logging.getLogger(__name__)
 
 FILES = ("config", "weights", "archive")
 FIELDS = ("name", "alias", "public", "description", "labels")
@@ -53,6 +57,7 @@ async def upload_form(request: Request, config: ServeConfig) -> AsyncIterator[Up
     if content_type(request) != "multipart/form-data":
         sent = request.headers.get("content-type") or "none"
         raise ApiError("unsupported_media_type", f"content-type must be multipart/form-data, it is {sent[:100]}")
+    _check_charset(request.headers["content-type"])
     parser = MultiPartParser(
         request.headers,
         limited(request, config.upload_bytes, "--max-weights-bytes"),
@@ -66,10 +71,22 @@ async def upload_form(request: Request, config: ServeConfig) -> AsyncIterator[Up
         if "maximum size" in error.message:
             raise ApiError("too_large", f"a field of the form is larger than {MOST_FIELD_BYTES} bytes") from None
         raise invalid(f"the form cannot be read: {error.message}") from None
+    except OSError as error:
+        log.error("the files of an upload cannot be kept: %s", error)
+        raise unavailable(
+            "overloaded", "the server has no room for the files of an upload now", retry_after=5
+        ) from None
     try:
         yield _checked(form.multi_items(), config)
     finally:
         await form.close()
+
+
+def _check_charset(header: str) -> None:
+    """Any other codec of Python's would be used to read the parts' names and texts."""
+    charset = parse_options_header(header)[1].get(b"charset", b"utf-8")
+    if charset.lower() not in (b"utf-8", b"utf8"):
+        raise invalid(f"the form's charset is {charset[:40].decode('latin-1')!r}; it must be utf-8, or left out")
 
 
 def _checked(items: list[tuple[str, UploadFile | str]], config: ServeConfig) -> UploadForm:

@@ -16,7 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cdvft_server.errors import ApiError, error_body
+from cdvft_server.errors import ApiError, error_body, invalid
 
 __all__ = ["Envelope", "LocalOnly", "is_loopback"]
 
@@ -46,6 +46,10 @@ class Envelope:
             request_id = f"req_{secrets.token_hex(12)}"
         scope.setdefault("state", {})["request_id"] = request_id
         exchange = _Exchange(receive, send, request_id, waits="100-continue" in headers.get("expect", "").lower())
+        if "content-length" in headers and "transfer-encoding" in headers:
+            error = invalid("content-length and transfer-encoding are both there; send one of them", "content-length")
+            answer = JSONResponse(error.body, error.status_code, {"connection": "close"})
+            return await answer(scope, exchange.receive, exchange.send)
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except Exception:
@@ -74,6 +78,8 @@ class _Exchange:
             MutableHeaders(scope=message)["x-request-id"] = self._request_id
             if message["status"] >= 400 and not self._read and not self._waits:
                 await self._discard()
+            if message["status"] >= 400 and not self._read:  # what may still come is no request
+                MutableHeaders(scope=message)["connection"] = "close"
         await self._send(message)
 
     async def _discard(self) -> None:

@@ -10,6 +10,7 @@ import uvicorn
 
 from cdvft_server.app import create_app, refuse_open_host
 from cdvft_server.config import ServeConfig
+from cdvft_server.connections import AcceptLog, Connection, allowed_connections
 from cdvft_server.service import Service
 
 __all__ = ["Server", "make_server", "serve"]
@@ -32,6 +33,7 @@ class Server(uvicorn.Server):
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(AcceptLog())
         await super().startup(sockets)
         if self._announce is not None and self.started:
             self._announce(self.url)
@@ -47,8 +49,11 @@ def make_server(
     config: ServeConfig, service: Service, announce: Callable[[str], None] | None = None, **options: Any
 ) -> Server:
     """A server that ends the service when it ends; `options` go to uvicorn.Config."""
+    app = create_app(config, service)
+    app.state.max_connections = allowed_connections(config.max_connections)
     settings = uvicorn.Config(
-        create_app(config, service),
+        app,
+        http=Connection,
         host=config.host,
         port=config.port,
         lifespan="on",
