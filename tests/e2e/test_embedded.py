@@ -1,8 +1,11 @@
 """The server as a newcomer meets it: `cdvft serve` with the embedded base, its printed curl lines, the OpenAI SDK."""
 
+import json
+import os
 import random
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from cdvft_server.demo.language import MOODS, TOPICS, WRITERS, language
 
 from tests.e2e import serving
 
+README = Path(__file__).resolve().parents[2] / "README.md"
 DEMO = sorted(path.name for path in adapters_path().iterdir())
 
 
@@ -36,6 +40,41 @@ def test_the_printed_lines_work_as_pasted(server: serving.Server) -> None:
     assert any(b'"text_completion"' in answer for answer in answers)
     assert any(b'"label"' in answer for answer in answers)
     assert all(re.search(rf'"model": "({"|".join(DEMO)})"', line) for line in lines)
+
+
+def test_the_readme_shows_the_printed_lines(server: serving.Server) -> None:
+    serving.wait_until(lambda: sum("curl" in line for line in server.log) >= 2, "two curl lines")
+    printed = [line.strip().replace(server.url, "http://127.0.0.1:8000") for line in server.log if "curl" in line]
+    shown = [line for line in README.read_text().splitlines() if line.startswith("curl ")]
+    assert printed == shown
+
+
+def test_the_readmes_tour_runs_as_pasted(tmp_path: Path) -> None:
+    """Its commands and programs in their order, on the embedded base; those for a base of one's own only name one."""
+    tour = README.read_text().partition("## Five minutes\n")[2].partition("\n## ")[0]
+    blocks = re.findall(r"```(sh|python)\n(.*?)```", tour, re.DOTALL)
+    with serving.running(tmp_path / "store.db") as server:
+        answers = [pasted(kind, code, server, tmp_path) for kind, code in blocks if "path/to/" not in code]
+    assert len(answers) == 5
+    trained, asked, told, classified, listed = answers
+    assert json.loads(trained.splitlines()[-1])["accuracy"] > 0.9
+    assert [line.split()[0] for line in asked.splitlines()[-2:]] == ["positive", "negative"]
+    assert len(told.split()) > 5
+    assert classified.splitlines() == ["positive", "('positive', 'animals')"]
+    assert "reviews: latest is version 1, production is version 1" in listed
+    assert (tmp_path / "reviews.zip").stat().st_size > 1000
+
+
+def pasted(kind: str, code: str, server: serving.Server, folder: Path) -> str:
+    """What it prints, in a folder of its own and with this server in the place of the default one."""
+    places = {"http://127.0.0.1:8000": server.url, ".venv/bin/python": sys.executable}
+    places[".venv/bin/cdvft"] = f"{sys.executable} -m cdvft_server.cli"
+    there = re.sub("|".join(map(re.escape, places)), lambda found: places[found[0]], code)
+    command = ["bash", "-euc", there] if kind == "sh" else [sys.executable, "-c", there]
+    environment = {**os.environ, "CDVFT_SERVER": server.url}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (code, done.stderr)
+    return done.stdout
 
 
 def test_models_of_the_sdk(sdk: openai.OpenAI) -> None:

@@ -1,4 +1,4 @@
-"""`/health`, `/ready` and `/metrics`."""
+"""`/`, `/health`, `/ready` and `/metrics`."""
 
 from typing import Any
 
@@ -11,6 +11,21 @@ __all__ = ["router"]
 router = APIRouter(tags=["health"])
 
 TEXT: dict[str, Any] = {"content": {"text/plain": {"schema": {"type": "string"}}}}
+
+
+@router.get("/", responses=errors())
+async def index(request: Request) -> dict[str, str]:
+    """Where things are."""
+    return {
+        "name": request.app.title,
+        "version": request.app.version,
+        "models": "/v1/models",
+        "adapters": "/v1/adapters",
+        "openapi": "/openapi.json",
+        "health": "/health",
+        "ready": "/ready",
+        "metrics": "/metrics",
+    }
 
 
 @router.get("/health", responses=errors())

@@ -10,6 +10,7 @@ from cdvft_server.schemas import ChatRequest, ClassifyRequest, CompletionRequest
 from tests.server.http.harness import Fleet
 
 ROUTES = {
+    "/": ["get"],
     "/health": ["get"],
     "/ready": ["get"],
     "/metrics": ["get"],
@@ -33,6 +34,14 @@ def document(decoder: Fleet) -> dict[str, Any]:
 
 def test_every_route_is_there(document: dict[str, Any]) -> None:
     assert {path: sorted(methods) for path, methods in document["paths"].items()} == ROUTES
+
+
+def test_the_index_names_routes_that_answer(decoder: Fleet) -> None:
+    index = decoder.live.get("/").json()
+    assert (index["name"], index["version"]) == ("CDVFT adapter server", "0.1.0")
+    paths = [value for value in index.values() if value.startswith("/")]
+    assert len(paths) == 6
+    assert {decoder.live.get(path).status_code for path in paths} == {200}
 
 
 def test_every_operation_says_what_it_does_and_answers(document: dict[str, Any]) -> None:
