@@ -18,6 +18,8 @@ class TrainConfig:
     """None means: chosen by task and base; `lr` stands for `lr_circulant` and `lr_diagonal` where they are None.
 
     `targets` are short projection names (q, v), module names or their ends, separated by commas, or all-linear.
+    `data` may be a folder of tasks (see `train_folder`). `patience`: stop after so many epochs without a better one; 0:
+    never. `mixed_precision` auto: bfloat16 where the processor multiplies it fast and the base is wide enough to gain.
     `template` is a file with a chat template for `messages`, which becomes part of the adapter.
     """
 
@@ -43,6 +45,9 @@ class TrainConfig:
     lr_head: float | None = None
     weight_decay: float = 0.0
     seed: int = 0
+    patience: int = 0
+    mixed_precision: Literal["auto", "none", "bfloat16"] = "auto"
+    resume: bool = False
     dtype: str = "auto"
     device: str = "auto"
     template: Path | None = None
@@ -52,6 +57,7 @@ class TrainConfig:
             self._check(name, lambda value: isinstance(value, int) and value >= 1, "at least 1")
         for name in ("lr", "lr_circulant", "lr_diagonal", "lr_head", "weight_decay"):
             self._check(name, lambda value: math.isfinite(value) and value >= 0, "a number from 0 up")
+        self._check("patience", lambda value: isinstance(value, int) and value >= 0, "at least 0")
         self._check("seed", lambda value: 0 <= value < 2**63, "from 0 to 2^63 - 1")
         if self.task == "classify" and self.template is not None:
             raise CdvftError("--template is for lm: classification formats no chat")

@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 from cdvft.errors import InvalidData
 from cdvft.strictjson import unique_keys
 
-__all__ = ["ClassifyRow", "LmRow", "Note", "hold_out", "label_order", "read_classify", "read_lm"]
+__all__ = ["SUFFIXES", "ClassifyRow", "LmRow", "Note", "hold_out", "label_order", "read_classify", "read_lm"]
 
 Note = Callable[[str], None]
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 KINDS = ".jsonl, .ndjson or .json (JSON lines), .csv or .tsv (with a header)"
 HELD_OUT = 0.1
 MAX_LABEL = 200  # characters: the most labels of this length still make a config that the server takes
@@ -146,7 +147,7 @@ def _read(path: Path, allowed: Fields, note: Note) -> Iterator[tuple[str, dict[s
 
 def _rows(path: Path, allowed: Fields) -> Iterator[tuple[str, dict[str, Any]]]:
     suffix = path.suffix.lower()
-    if suffix not in (".jsonl", ".ndjson", ".json", ".csv", ".tsv"):
+    if suffix not in SUFFIXES:
         raise InvalidData(f"{path}: the file name must end in {KINDS}")
     try:
         data = path.read_bytes()

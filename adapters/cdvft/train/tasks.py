@@ -37,6 +37,9 @@ class Prepared:
 class Task(Protocol):
     def prepare(self, backbone: Backbone, sites: Mapping[Site, Any], max_length: int) -> Prepared: ...
 
+    def encode(self, path: Path, backbone: Backbone, max_length: int) -> Encoding:
+        """A further file of the task's rows."""
+
 
 def task_for(config: TrainConfig, note: Note) -> Task:
     """Reads the training and evaluation files. Raises InvalidData naming file and line."""
@@ -47,7 +50,7 @@ class ClassifyTask:
     """Classification or, where rows have scores, regression."""
 
     def __init__(self, config: TrainConfig, note: Note) -> None:
-        self.config = config
+        self.config, self.note = config, note
         rows = read_classify(config.data, note)
         if config.eval is None:
             self.train, self.evaluation = hold_out(rows, config.seed)
@@ -61,11 +64,7 @@ class ClassifyTask:
 
     def prepare(self, backbone: Backbone, sites: Mapping[Site, Any], max_length: int) -> Prepared:
         head = _head(self.config.head, backbone, len(self.labels or " "))
-        types = getattr(backbone.config, "type_vocab_size", 1)
-        train, evaluation = (
-            classify_items(rows, self.labels, backbone.tokenizer, max_length, types)
-            for rows in (self.train, self.evaluation)
-        )
+        train, evaluation = (self._encode(rows, backbone, max_length) for rows in (self.train, self.evaluation))
         task: Kind = "regression" if self.labels is None else "classification"
         spec = AdapterSpec(self.config.method, sites, task, head, self.labels, max_length)
         if self.labels is not None:
@@ -73,6 +72,13 @@ class ClassifyTask:
         has_bias = head.type == "linear" or backbone.info.family.standard_head != "score"
         scale, shift = _spread([row.score or 0.0 for row in self.train], has_bias)
         return Prepared(train, evaluation, spec, Regression(scale), scale, shift)
+
+    def encode(self, path: Path, backbone: Backbone, max_length: int) -> Encoding:
+        return self._encode(read_classify(path, self.note), backbone, max_length)
+
+    def _encode(self, rows: list[ClassifyRow], backbone: Backbone, max_length: int) -> Encoding:
+        types = getattr(backbone.config, "type_vocab_size", 1)
+        return classify_items(rows, self.labels, backbone.tokenizer, max_length, types)
 
 
 class LmTask:
@@ -95,6 +101,9 @@ class LmTask:
         return Prepared(
             train, evaluation, AdapterSpec(self.config.method, sites, template=self.template), LanguageModel()
         )
+
+    def encode(self, path: Path, backbone: Backbone, max_length: int) -> Encoding:
+        return self._encode(read_lm(path, self.note), "test", backbone, max_length)
 
     def _encode(self, rows: list[LmRow], name: str, backbone: Backbone, max_length: int) -> Encoding:
         encoding = lm_items(rows, backbone.tokenizer, max_length, self.template)

@@ -10,7 +10,7 @@ from cdvft_client import APIConnectionError, APITimeoutError, CDVFTError, Client
 
 from cdvft_server.cli.commands import Command, reported
 
-__all__ = ["AS_JSON", "asks", "print_json"]
+__all__ = ["AS_JSON", "asks", "connect", "print_json"]
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, envvar="CDVFT_JSON", help="Print the server's JSON.")
 ELSEWHERE = "name another with --server or CDVFT_SERVER"
@@ -20,7 +20,7 @@ def asks(function: Callable[..., None]) -> click.Command:
     """A command with --server and --api-key, whose function gets the client first."""
 
     def call(server: str | None, api_key: str | None, **options: Any) -> None:
-        with reported(CDVFTError, OSError, ValueError), _client(server, api_key) as client:
+        with reported(CDVFTError, OSError, ValueError), connect(server, api_key) as client:
             try:
                 function(client, **options)
             except APIConnectionError as error:
@@ -40,7 +40,7 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, ensure_ascii=False, indent=2))
 
 
-def _client(server: str | None, api_key: str | None) -> Client:
+def connect(server: str | None, api_key: str | None) -> Client:
     """Its complaints name the client's arguments: here they are options."""
     try:
         return Client(server, api_key=api_key)
