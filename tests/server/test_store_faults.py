@@ -4,10 +4,12 @@ import hashlib
 import sqlite3
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cdvft_server.exceptions import CorruptBlob, StoreUnavailable
+from cdvft.files import AdapterFiles
+from cdvft_server.exceptions import CorruptBlob, NotFound, StoreUnavailable
 from cdvft_server.naming import AdapterRef
 from cdvft_server.store import NewVersion, Store
 from sqlalchemy import event
@@ -51,6 +53,49 @@ class TestCorruption:
         self.damage(tmp_path, "UPDATE blobs SET data = zeroblob(1)")
         again = put(store, name, "two")
         assert store.files(row.id) == store.files(again.id) == new("two").files
+
+    @pytest.mark.parametrize("value", ["7", "1.5", "'text'", "cast(x'80ff00' AS TEXT)"])
+    def test_bytes_of_another_type_are_noticed_and_repaired(self, store: Store, tmp_path: Path, value: str) -> None:
+        """SQLite's columns take values of any type."""
+        row = put(store, "bad", "two")
+        self.damage(tmp_path, f"UPDATE blobs SET data = {value} WHERE sha256 = '{weights_key('two')}'")
+        with pytest.raises(CorruptBlob, match="weights of version id"):
+            store.files(row.id)
+        assert put(store, "bad", "two") == row
+        assert store.files(row.id) == new("two").files
+        self.damage(tmp_path, "UPDATE blobs SET data = cast(data AS TEXT), size = 'many'")  # the bytes are the same
+        assert store.files(row.id) == new("two").files
+        assert store.delete(ME, "bad", None, BASE).bytes_freed == 0
+
+    @pytest.mark.parametrize("statement", ["UPDATE blobs SET data = zeroblob(1)", "DELETE FROM version_files"])
+    def test_other_bytes_of_the_same_content_replace_lost_ones(
+        self, store: Store, tmp_path: Path, statement: str
+    ) -> None:
+        """The config may be spelled in another way: then the files are the second upload's, all of them."""
+        row = put(store, "bad", "two")
+        files = AdapterFiles(b'{ "peft_type": "CDVFT" }', new("two").files.weights)
+        spelled = replace(new("two"), files=files)
+        store.put_version(ME, "bad", spelled)
+        assert store.files(row.id) == new("two").files  # whole: the first upload's stay
+        self.damage(tmp_path, statement)
+        again, created = store.put_version(ME, "bad", spelled)
+        assert (again.id, again.bytes, created) == (row.id, files.size, False)
+        assert store.files(row.id) == files
+        assert store.delete(ME, "bad", None, BASE).bytes_freed == files.size
+
+    def test_columns_of_another_type_are_given_back_as_they_are(self, store: Store, tmp_path: Path) -> None:
+        good, row = put(store, "good", "one"), put(store, "bad", "two")
+        for column, value in (("summary", "cast(x'7bff' AS TEXT)"), ("form_labels", "'[1'"), ("created_at", "'new'")):
+            self.damage(tmp_path, f"UPDATE versions SET {column} = {value} WHERE id = {row.id}")
+        [bad, same], _ = store.list_adapters(ME, BASE)
+        assert same == good
+        assert (bad.summary, bad.form_labels, bad.created_at) == ("{\udcff", "[1", "new")
+        mended = store.mend(bad, new("two"))
+        assert mended == store.get(ME, "bad", BASE) == replace(row, created_at=mended.created_at)
+        assert isinstance(mended.created_at, int)
+        store.delete(ME, "bad", None, BASE)
+        with pytest.raises(NotFound, match="'bad'"):
+            store.mend(bad, new("two"))
 
 
 def weights_key(text: str) -> str:

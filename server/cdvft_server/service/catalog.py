@@ -11,6 +11,7 @@ from cdvft_server.errors import ApiError
 from cdvft_server.naming import MAX_VERSION, check_name, parse_version
 from cdvft_server.service.parts import Parts
 from cdvft_server.service.residency import Residency
+from cdvft_server.service.stored import check_whole, is_whole
 from cdvft_server.service.targets import Target
 from cdvft_server.store import VersionRow
 
@@ -35,7 +36,8 @@ class Catalog:
         self._started = int(time.time())
 
     def body(self, row: VersionRow, ignored: Collection[str] | None = None) -> AdapterBody:
-        """What an upload answers."""
+        """What an upload answers. Raises CorruptBlob for a row that is damaged."""
+        check_whole(row)
         summary = row.summary
         return AdapterBody(
             id=row.name,
@@ -71,16 +73,17 @@ class Catalog:
         )
 
     async def list_adapters(self, tenant: str, limit: int, after: str | None) -> Page:
-        """Newest first, each name once, as its latest version."""
-        rows, more = await self._workers.run(self._store.list_adapters, tenant, self._base.digest, limit, after)
+        """Newest first, each name once, as its latest version. What is damaged in the store is left out and logged."""
+        rows, more = await self._latest(tenant, limit, after)
         return Page([self.details(row) for row in rows], more)
 
     async def list_versions(self, tenant: str, name: str, limit: int, after: str | None) -> Page:
-        """Newest first; `after` is a version's number."""
+        """Newest first, without damaged ones; `after` is a version's number."""
         rows = await self._workers.run(self._store.list_versions, tenant, name, self._base.digest)
         if after is not None:
             last = _version(name, after)
             rows = [row for row in rows if row.version < last]
+        rows = [row for row in rows if is_whole(row)]
         return Page([self.details(row) for row in rows[:limit]], len(rows) > limit)
 
     async def describe(self, tenant: str, name: str) -> AdapterDetails:
@@ -115,10 +118,21 @@ class Catalog:
         """The base, then the caller's adapters."""
         rows, after, more = [], None, True
         while more:
-            page, more = await self._workers.run(self._store.list_adapters, tenant, self._base.digest, ALL, after)
+            page, more = await self._latest(tenant, ALL, after)
             rows += page
             after = page[-1].name if page else None
         return [self.model(Target(self._base.name, self._base.digest)), *(self.model_of(tenant, row) for row in rows)]
+
+    async def _latest(self, tenant: str, limit: int, after: str | None) -> tuple[list[VersionRow], bool]:
+        """Up to `limit` whole rows, and whether there may be more."""
+        rows: list[VersionRow] = []
+        more = True
+        while more and len(rows) < limit:
+            left = limit - len(rows)
+            page, more = await self._workers.run(self._store.list_adapters, tenant, self._base.digest, left, after)
+            rows += [row for row in page if is_whole(row)]
+            after = page[-1].name if page else after
+        return rows, more
 
     def model(self, target: Target) -> ModelBody:
         """One line of `/v1/models`."""

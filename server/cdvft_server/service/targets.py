@@ -11,6 +11,7 @@ from cdvft_server.errors import ApiError
 from cdvft_server.naming import AdapterRef, BaseRef, parse_model
 from cdvft_server.service.flights import Flight, landing_on_error
 from cdvft_server.service.parts import Parts
+from cdvft_server.service.stored import check_whole
 from cdvft_server.store import VersionRow
 
 __all__ = ["Target", "Targets", "adapter_only", "generation_only"]
@@ -51,7 +52,7 @@ class Targets:
         self._flights, self._hits = parts.flights, parts.hits
 
     async def look_up(self, tenant: str, model: str) -> Target:
-        """For `/v1/models`: nothing is used. Raises ModelNotFound, NotFound, AmbiguousDigest."""
+        """For `/v1/models`: nothing is used. Raises ModelNotFound, NotFound, AmbiguousDigest, CorruptBlob."""
         ref = parse_model(model, self._base.name)
         return self._base_target() if isinstance(ref, BaseRef) else await self._workers.run(self._find, tenant, ref)
 
@@ -74,6 +75,7 @@ class Targets:
 
     def _find(self, tenant: str, ref: AdapterRef) -> Target:
         row = self._store.resolve(tenant, ref, self._base.digest)
+        check_whole(row)
         name = row.name if row.tenant == tenant else f"{row.tenant}/{row.name}"
         return Target(name, row.digest, row)
 

@@ -10,11 +10,13 @@ from cdvft.errors import InvalidAdapter, InvalidData
 from cdvft.prepared import prepare_adapter
 from cdvft.selftest import probe_sites
 
+from cdvft_server.answers import SelfTest
 from cdvft_server.archive import ArchiveLimits, read_archive
 from cdvft_server.config import ServeConfig
 from cdvft_server.errors import ApiError
 from cdvft_server.naming import check_name
 from cdvft_server.service.parts import Parts
+from cdvft_server.service.stored import Summary, is_whole
 from cdvft_server.store import NewVersion, VersionRow
 
 __all__ = ["MAX_ERROR", "Stored", "UploadForm", "Uploads"]
@@ -61,6 +63,8 @@ class Uploads:
         row, created = self._store.put_version(
             tenant, form.name, new, alias=form.alias, public=form.public, description=form.description
         )
+        if not is_whole(row):
+            row = self._store.mend(row, new)
         return Stored(row, created, new.summary["ignored_files"])
 
     def prove(self, form: UploadForm) -> NewVersion:
@@ -112,21 +116,21 @@ class Uploads:
             )
         self._engine.probe(prepared)
         spec = adapter.spec
-        summary = {
-            "method": spec.method,
-            "task": spec.task,
-            "labels": None if spec.labels is None else list(spec.labels),
-            "max_length": spec.max_length,
-            "template": spec.template,
-            "num_parameters": adapter.num_parameters,
-            "head_parameters": adapter.head_parameters,
-            "sites": sorted(site.name for site in spec.sites),
-            "base_model": self._base.name,
-            "base_verified": adapter.base_verified,
-            "self_test": {"max_error": error},
-            "ignored_files": ignored,
-        }
-        return NewVersion(files, adapter.digest, self._base.digest, labels, summary)
+        summary = Summary(
+            method=spec.method,
+            task=spec.task,
+            labels=None if spec.labels is None else list(spec.labels),
+            max_length=spec.max_length,
+            template=spec.template,
+            num_parameters=adapter.num_parameters,
+            head_parameters=adapter.head_parameters,
+            sites=sorted(site.name for site in spec.sites),
+            base_model=self._base.name,
+            base_verified=adapter.base_verified,
+            self_test=SelfTest(max_error=error),
+            ignored_files=ignored,
+        )
+        return NewVersion(files, adapter.digest, self._base.digest, labels, summary.model_dump())
 
     def _check_template(self, template: str | None) -> None:
         """Compile it, not run it, and in the process that may be killed: compiling evaluates constants."""

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from cdvft.files import AdapterFiles
-from sqlalchemy import ColumnElement, Connection, Insert, delete, func, insert, not_, select, update
+from sqlalchemy import ColumnElement, Connection, Insert, Update, delete, func, insert, not_, select, update
 
 from cdvft_server.store.blobs import release_files, repair_files, store_files
 from cdvft_server.store.rows import LATEST, VersionRow, fetch, of_adapter
 from cdvft_server.store.tables import adapters, aliases, names, versions
 
-__all__ = ["NewVersion", "Upload", "delete_versions", "point", "put"]
+__all__ = ["NewVersion", "Upload", "delete_versions", "mend", "point", "put"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ def put(connection: Connection, tenant: str, upload: Upload) -> tuple[VersionRow
             _update(connection, adapter, position=version_id)
     else:
         version_id, number = found
-        repair_files(connection, tenant, version_id, upload.new.files)
+        if repair_files(connection, tenant, version_id, upload.new.files):
+            connection.execute(_of(version_id).values(bytes=upload.new.files.size))
     if upload.alias is not None:
         point(connection, adapter, upload.alias, number)
     if upload.public is not None:
@@ -58,6 +59,21 @@ def put(connection: Connection, tenant: str, upload: Upload) -> tuple[VersionRow
         _update(connection, adapter, description=upload.description)
     [row] = fetch(connection, versions.c.id == version_id)
     return row, found is None
+
+
+def mend(connection: Connection, row: VersionRow, new: NewVersion) -> VersionRow:
+    """Write anew what the content tells; counts and times are kept where they are numbers."""
+    whole = {
+        "created_at": row.created_at if isinstance(row.created_at, int) else int(time.time()),
+        "bytes": row.bytes if isinstance(row.bytes, int) else new.files.size,
+        "hits": row.hits if isinstance(row.hits, int) else 0,
+        "last_used": row.last_used if isinstance(row.last_used, int) else None,
+    }
+    connection.execute(_of(row.id).values(form_labels=new.form_labels, summary=new.summary, **whole))
+    if not isinstance(row.description, str | None):
+        _update(connection, row.adapter_id, description=None)
+    [mended] = fetch(connection, versions.c.id == row.id)
+    return mended
 
 
 def point(connection: Connection, adapter: int, alias: str, version: int) -> bool:
@@ -118,6 +134,10 @@ def _insert(connection: Connection, adapter: int, number: int, new: NewVersion) 
         "hits": 0,
     }
     return _inserted(connection, insert(versions).values(row))
+
+
+def _of(version_id: int) -> Update:
+    return update(versions).where(versions.c.id == version_id)
 
 
 def _inserted(connection: Connection, statement: Insert) -> int:

@@ -134,6 +134,7 @@ def _engine(url: URL) -> Engine:
     @event.listens_for(engine, "connect")
     def connect(connection: Any, _: object) -> None:
         connection.isolation_level = None  # sqlite3 begins nothing by itself: `begin` below does
+        connection.text_factory = _text
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}").close()
 
@@ -143,3 +144,8 @@ def _engine(url: URL) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def _text(data: bytes) -> str:
+    """Text that is no UTF-8 any more can be read and told from good text: it has surrogates."""
+    return data.decode(errors="surrogateescape")

@@ -1,10 +1,11 @@
 """Reading versions: one statement each, so that a row and its aliases are of one moment."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, or_, select
+from sqlalchemy import ColumnElement, Connection, Text, cast, or_, select
 
 from cdvft_server.naming import MAX_VERSION, Alias, DigestPrefix, Latest, Selector, Version
 from cdvft_server.store.tables import adapters, aliases, versions
@@ -13,9 +14,11 @@ __all__ = ["LATEST", "VersionRow", "fetch", "numbered", "of_adapter", "pointed_a
 
 LATEST = "latest"
 POINTER = aliases.alias("pointer")
+JSON = ("summary", "form_labels")
 STATEMENT = (
     select(
-        versions,
+        *(column for column in versions.c if column.name not in JSON),
+        *(cast(versions.c[name], Text).label(name) for name in JSON),  # read below: it may be no JSON any more
         adapters.c.tenant,
         adapters.c.name,
         adapters.c.base_digest,
@@ -35,7 +38,10 @@ STATEMENT = (
 
 @dataclass(frozen=True)
 class VersionRow:
-    """`id` is never used again, not even after a delete. `aliases` are the adapter's, `latest` among them."""
+    """`id` is never used again, not even after a delete. `aliases` are the adapter's, `latest` among them.
+
+    The types are those that were written. In a damaged database a column may hold anything.
+    """
 
     id: int
     adapter_id: int
@@ -59,10 +65,23 @@ def fetch(connection: Connection, *conditions: ColumnElement[bool]) -> list[Vers
     """The versions that meet all conditions (on adapters and versions): newest adapter first, then newest version."""
     found: dict[int, VersionRow] = {}
     for row in connection.execute(STATEMENT.where(*conditions)).mappings():
-        fields = {name: row[name] for name in VersionRow.__dataclass_fields__ if name != "aliases"}
-        version = found.setdefault(row["id"], VersionRow(**fields, aliases={}))
-        version.aliases[row["alias"]] = row["target"]
+        if row["id"] not in found:
+            found[row["id"]] = _version(row)
+        found[row["id"]].aliases[row["alias"]] = row["target"]
     return list(found.values())
+
+
+def _version(row: Mapping[Any, Any]) -> VersionRow:
+    fields = {name: row[name] for name in VersionRow.__dataclass_fields__ if name != "aliases"}
+    return VersionRow(**{**fields, **{name: _parsed(row[name]) for name in JSON}}, aliases={})
+
+
+def _parsed(text: str | None) -> Any:
+    """The text itself where it is no JSON."""
+    try:
+        return None if text is None else json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def of_adapter(tenant: str, name: str, base_digest: str) -> Sequence[ColumnElement[bool]]:

@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Connection, bindparam, delete, insert, sel
 from cdvft_server.exceptions import AmbiguousDigest, Conflict, NotFound
 from cdvft_server.naming import AdapterRef, DigestPrefix
 from cdvft_server.store.blobs import read_files
-from cdvft_server.store.changes import NewVersion, Upload, delete_versions, point, put
+from cdvft_server.store.changes import NewVersion, Upload, delete_versions, mend, point, put
 from cdvft_server.store.database import Database
 from cdvft_server.store.missing import no_adapter, not_there
 from cdvft_server.store.rows import LATEST, VersionRow, fetch, numbered, of_adapter, pointed_at, selected, visible
@@ -72,6 +72,13 @@ class Store:
             if step is not None and not _is_done(connection, step):
                 _record(connection, step)
         return outcome
+
+    def mend(self, row: VersionRow, new: NewVersion) -> VersionRow:
+        """A row that is damaged, written anew from the same content. Raises NotFound where it was deleted."""
+        with self._database.write() as connection:
+            if not fetch(connection, versions.c.id == row.id):
+                raise no_adapter(row.name, row.version)
+            return mend(connection, row, new)
 
     def put_step(self, tenant: str, step: str, uploads: Sequence[Upload]) -> list[tuple[VersionRow, bool]]:
         """All uploads and the record of the step, or, where the step was recorded before, nothing and []."""
