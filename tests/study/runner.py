@@ -1,0 +1,95 @@
+"""Trainings of a study: many, in worker processes, each recorded as it ends, none run twice."""
+
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from cdvft.train import TrainConfig
+
+from tests.e2e.inputs import ROOT
+
+__all__ = ["Training", "records", "run_all"]
+
+RUNS = ROOT / "runs" / "study"  # kept out of the repository
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a study. `key` names it; `patch` is the name of a function of `tests.study.variants` to call
+    first; the figures are of `test`, where given, else of the kept epoch's evaluation.
+    """
+
+    key: tuple[str, ...]
+    config: TrainConfig
+    test: Path | None = None
+    patch: str | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def run_all(study: str, trainings: Sequence[Training], jobs: int) -> None:
+    """Run those that are not recorded yet, in the order given, `jobs` at a time, one thread each."""
+    done = {tuple(record["key"]) for record in records(study)}
+    left = [training for training in trainings if training.key not in done]
+    print(f"{study}: {len(trainings)} trainings, {len(trainings) - len(left)} recorded, {len(left)} to run", flush=True)
+    RUNS.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("spawn")
+    started = time.monotonic()
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_one_thread, max_tasks_per_child=1) as pool:
+        running = {pool.submit(_run, training): training for training in left}
+        for count, future in enumerate(as_completed(running), 1):
+            training = running[future]
+            record = {"key": training.key, **training.about, **future.result()}
+            with (RUNS / f"{study}.jsonl").open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            shown = {name: round(value, 4) for name, value in record["metrics"].items()}
+            minutes = (time.monotonic() - started) / 60
+            print(f"{count}/{len(left)} {minutes:.1f} min {'/'.join(training.key)}: {shown}", flush=True)
+
+
+def records(study: str) -> list[dict[str, Any]]:
+    path = RUNS / f"{study}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def _one_thread() -> None:
+    os.nice(5)
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _run(training: Training) -> dict[str, Any]:
+    from cdvft.train.run import execute
+
+    from tests.study import variants
+
+    if training.patch is not None:
+        patch: Callable[[], None] = getattr(variants, training.patch)
+        patch()
+    with tempfile.TemporaryDirectory() as folder:
+        outcome = execute(replace(training.config, out=Path(folder) / "out"), test=training.test)
+        shown = outcome.test or outcome.evaluation
+        report = outcome.report
+    predictions = None if shown.outputs is None else shown.outputs.argmax(-1).tolist()
+    figures = ("parameters", "head_parameters", "seconds", "epoch", "train_inputs", "truncated")
+    return {
+        "metrics": shown.metrics,
+        "loss": shown.loss,
+        **{name: report[name] for name in figures},
+        "predictions": predictions,
+    }
+
+
+def by(found: Iterable[dict[str, Any]], *names: str) -> Iterator[tuple[tuple[Any, ...], list[dict[str, Any]]]]:
+    """Records grouped by these fields, in order of first appearance."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for record in found:
+        groups.setdefault(tuple(record[name] for name in names), []).append(record)
+    yield from groups.items()

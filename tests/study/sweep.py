@@ -1,0 +1,100 @@
+"""The sweep behind `cdvft train`'s defaults: `python -m tests.study.sweep [--jobs N]`, resumable; prints the table.
+
+Classification on minilm-roberta (four tasks, up to 1,500 rows each), language modelling on stories260k (two tasks).
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+from cdvft.train import TrainConfig
+
+from tests.e2e import inputs
+from tests.e2e.test_trial_generate import loud, own_stories
+from tests.study.runner import RUNS, Training, by, records, run_all
+
+ROWS = 1500
+CLASSIFY = ("trec", "sst_2", "clinc_banking", "cola")
+# name: (options, patch)
+RECIPES: dict[str, tuple[dict[str, Any], str | None]] = {
+    "1e-2 / 1e-2": ({}, None),
+    "3e-3 / 3e-3": ({"lr": 3e-3}, None),
+    "3e-2 / 3e-2": ({"lr": 3e-2}, None),
+    "3e-3 / 3e-2": ({"lr_circulant": 3e-3, "lr_diagonal": 3e-2}, None),
+    "3e-2 / 1e-2": ({"lr_circulant": 3e-2, "lr_diagonal": 1e-2}, None),
+    "zero circulant, 1e-3 / 1e-3": ({"lr": 1e-3}, "zero_circulant"),
+    "LoRA r=8, 2e-3": ({"method": "lora", "lr": 2e-3}, None),
+    "LoRA r=8, 5e-3": ({"method": "lora", "lr": 5e-3}, None),
+    "alpha 4": ({"alpha": 4.0}, None),
+    "weight decay 0.01": ({"weight_decay": 0.01}, None),
+    "head rate 1e-2": ({"lr_head": 1e-2}, None),
+    "standard head": ({"head": "standard"}, None),
+    "cosine": ({}, "cosine"),
+    "FourierFT n=1000, 5e-2": ({"method": "fourierft", "lr": 5e-2}, None),
+    "no mixed precision": ({"mixed_precision": "none"}, None),
+}
+NOT_LM = ("head rate", "standard head", "no mixed", "FourierFT", "weight decay", "cosine")
+
+
+def trainings() -> list[Training]:
+    found = []
+    for recipe, (options, patch) in RECIPES.items():
+        for task in CLASSIFY:
+            data = _first(task, inputs.data(task, "train"))
+            config = TrainConfig(
+                "classify", str(inputs.model("minilm-roberta")), data, RUNS, inputs.data(task, "valid"), **options
+            )
+            found.append(Training((recipe, task), config, patch=patch, about={"recipe": recipe, "task": task}))
+        if recipe.startswith(NOT_LM):
+            continue
+        for task, data, length in _texts():
+            config = TrainConfig(
+                "lm", str(inputs.model("stories260k")), data, RUNS, epochs=2, max_length=length, **options
+            )
+            found.append(Training((recipe, task), config, patch=patch, about={"recipe": recipe, "task": task}))
+    return found
+
+
+def _first(task: str, path: Path) -> Path:
+    return inputs.write_rows(RUNS / "data" / f"{task}-{ROWS}.jsonl", inputs.rows(path)[:ROWS])
+
+
+def _texts() -> list[tuple[str, Path, int]]:
+    gsm8k = inputs.write_rows(RUNS / "data" / "gsm8k-600.jsonl", inputs.rows(inputs.data("gsm8k", "train"))[:600])
+    stories = [{"text": loud(story)} for story in own_stories(300)]
+    return [("gsm8k", gsm8k, 384), ("loud", inputs.write_rows(RUNS / "data" / "loud.jsonl", stories), 512)]
+
+
+def table() -> str:
+    """Markdown: accuracy (cola: Matthews) for classifiers, perplexity for language models, mean of the four."""
+    columns = [*CLASSIFY, "mean", "gsm8k", "loud"]
+    lines = [f"| recipe | {' | '.join(columns)} |", "| --- " * (len(columns) + 1) + "|"]
+    for (recipe,), found in by(records("sweep"), "recipe"):
+        cells = {record["task"]: _figure(record) for record in found}
+        if set(CLASSIFY) <= cells.keys():
+            cells["mean"] = statistics.fmean(cells[task] for task in CLASSIFY)
+        shown = [f"{cells[name]:.4g}" if name in cells else "" for name in columns]
+        lines.append(f"| {recipe} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def _figure(record: dict[str, Any]) -> float:
+    metrics = record["metrics"]
+    if "perplexity" in metrics:
+        return float(metrics["perplexity"])
+    return float(metrics["matthews" if record["task"] == "cola" else "accuracy"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--table", action="store_true", help="print what is recorded and run nothing")
+    options = parser.parse_args()
+    if not options.table:
+        run_all("sweep", trainings(), options.jobs)
+    print(table())
+
+
+if __name__ == "__main__":
+    main()
