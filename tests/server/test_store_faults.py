@@ -1,9 +1,12 @@
 """What the store does when the disk, the file or another program does not play along."""
 
 import hashlib
+import os
+import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -155,6 +158,38 @@ class TestUnavailable:
         other.close()
         assert put(impatient, "poet", "two").version == 2
         impatient.close()
+
+    @pytest.mark.parametrize("replaced", [False, True])
+    def test_a_file_that_was_removed_or_replaced(self, store: Store, tmp_path: Path, replaced: bool) -> None:
+        """Not written to any more, and told; open connections read on, and no new one is made to another file."""
+        row = put(store, "poet", "one")
+        path = tmp_path / "store.db"
+        if replaced:
+            shutil.copy(path, tmp_path / "copy.db")
+            os.replace(tmp_path / "copy.db", path)
+        else:
+            path.unlink()
+        for call in (store.ping, lambda: put(store, "poet", "two"), lambda: store.count_hits({row.id: 1}, 1)):
+            with pytest.raises(StoreUnavailable, match="removed or replaced while the server ran: restart"):
+                call()
+        assert store.get(ME, "poet", BASE) == row
+        with ExitStack() as open_ones, pytest.raises(StoreUnavailable, match="removed or replaced"):
+            for _ in range(9):  # more than the pool keeps
+                open_ones.enter_context(store._database.read())
+        assert path.exists() == replaced
+        store.close()
+        again = Store.open(url_of(tmp_path))
+        again.ping()
+        again.close()
+
+    def test_a_file_that_was_moved_back(self, store: Store, tmp_path: Path) -> None:
+        put(store, "poet", "one")
+        os.rename(tmp_path / "store.db", tmp_path / "away.db")
+        with pytest.raises(StoreUnavailable):
+            store.ping()
+        os.rename(tmp_path / "away.db", tmp_path / "store.db")
+        store.ping()
+        assert put(store, "poet", "two").version == 2
 
     def test_an_error_of_ours_is_not_the_databases(self, store: Store) -> None:
         with pytest.raises(Exception, match="NOT NULL"):

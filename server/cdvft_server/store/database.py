@@ -3,6 +3,7 @@
 Knows nothing of adapters.
 """
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,14 +28,16 @@ _migrating = threading.Lock()  # alembic keeps the running migration in module g
 class Database:
     """One SQLite file. Every method may be called from any thread.
 
-    Opening makes the file and its folder where they are missing and upgrades an older schema.
+    Opening makes the file and its folder where they are missing and upgrades an older schema. Where another file takes
+    its place later, or none, nothing more is written; connections that are open go on reading what they have.
     Raises UnsupportedDatabase, StoreUnavailable.
     """
 
     def __init__(self, url: str) -> None:
         self.url = sqlite_url(url)
         _make_folder(self.url)
-        self._engine = _engine(self.url)
+        self._file = _File()
+        self._engine = _engine(self.url, self._file)
         self._writing = threading.Lock()  # in line here, rather than polling for SQLite's own lock
         self._closed = False
         try:
@@ -56,7 +59,12 @@ class Database:
         An exception inside rolls it back. Raises StoreUnavailable.
         """
         with self._writing, self._errors(), self._engine.execution_options(writes=True).begin() as connection:
+            self._file.check()
             yield connection
+
+    def check_file(self) -> None:
+        """Raises StoreUnavailable where the file is not the one that was opened."""
+        self._file.check()
 
     def close(self) -> None:
         self._closed = True
@@ -126,10 +134,45 @@ def _make_folder(url: URL) -> None:
             raise StoreUnavailable(f"the folder of the database {url} cannot be made: {error}") from error
 
 
-def _engine(url: URL) -> Engine:
+class _File:
+    """Which file the first connection opened."""
+
+    def __init__(self) -> None:
+        self._opened: tuple[str, tuple[int, int]] | None = None
+
+    def opened(self, connection: Any) -> None:
+        """By each new connection. Raises StoreUnavailable where it has another file than the first."""
+        if self._opened is None:
+            path = connection.execute("PRAGMA database_list").fetchall()[0][2]
+            self._opened = path, _identity(path)
+        self.check()
+
+    def check(self) -> None:
+        """Raises StoreUnavailable where another file is in its place, or none."""
+        if self._opened is None:
+            return
+        path, identity = self._opened
+        try:
+            if _identity(path) == identity:
+                return
+        except OSError:
+            pass
+        raise StoreUnavailable("the database file was removed or replaced while the server ran: restart the server")
+
+
+def _identity(path: str) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
+def _engine(url: URL, file: _File) -> Engine:
     engine = create_engine(
         url, connect_args={"timeout": BUSY_SECONDS}, pool_size=8, max_overflow=24, pool_timeout=BUSY_SECONDS
     )
+
+    @event.listens_for(engine, "do_connect")
+    def before(*_: object) -> None:
+        file.check()  # to open a file that was removed would make a new one
 
     @event.listens_for(engine, "connect")
     def connect(connection: Any, _: object) -> None:
@@ -137,6 +180,11 @@ def _engine(url: URL) -> Engine:
         connection.text_factory = _text
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}").close()
+        try:
+            file.opened(connection)
+        except BaseException:
+            connection.close()
+            raise
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:

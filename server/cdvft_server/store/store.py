@@ -46,7 +46,8 @@ class Store:
         self._database.close()
 
     def ping(self) -> None:
-        """Returns if the database answers."""
+        """Returns if the database answers and is the one that was opened."""
+        self._database.check_file()
         with self._database.read() as connection:
             connection.execute(select(1))
 

@@ -98,3 +98,21 @@ def test_files_that_are_no_bytes(fleet: Fleet, value: str) -> None:
     assert again.status_code == 200, again.text
     assert fleet.live.complete("bad").status_code == 200
     assert fleet.live.get("/v1/adapters/bad/download").status_code == 200
+
+
+def test_a_database_that_was_replaced(fleet: Fleet) -> None:
+    """Told by /ready and by whoever wants to write; what was stored is served on."""
+    path = fleet.folder / "store.db"
+    with sqlite3.connect(path) as database:
+        database.execute(f"VACUUM INTO '{fleet.folder}/backup.db'")
+    database.close()
+    (fleet.folder / "backup.db").replace(path)
+    upload = fleet.live.upload("new", adapter_files(fleet.adapters["bad"], fleet.base.info))
+    moved = fleet.live.client.put("/v1/adapters/bad/aliases/prod", json={"version": 1})
+    for answer in (fleet.live.get("/ready"), upload, moved, fleet.live.client.delete("/v1/adapters/bad")):
+        error = error_of(answer)
+        assert (answer.status_code, error["code"]) == (503, "store_unavailable"), error
+        assert "removed or replaced while the server ran: restart the server" in error["message"]
+        assert str(fleet.folder) not in error["message"]
+    assert fleet.live.complete("good").status_code == 200
+    assert fleet.live.get("/health").status_code == 200
