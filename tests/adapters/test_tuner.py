@@ -11,7 +11,7 @@ from cdvft.merge import merge
 from cdvft.tuner import CDVFTConfig, CDVFTLinear
 from peft import AutoPeftModelForSequenceClassification, PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Trainer, TrainingArguments
 
 from tests.tiny import random_adapter, tiny_bert, tiny_llama, tiny_roberta
 
@@ -303,3 +303,37 @@ def test_config_survives_saving(tmp_path: Path) -> None:
     again = PeftConfig.from_pretrained(tmp_path)
     assert isinstance(again, CDVFTConfig)
     assert {**again.to_dict(), "peft_version": None} == {**config.to_dict(), "peft_version": None}
+
+
+def test_the_trainer_of_transformers(roberta: Path, tmp_path: Path) -> None:
+    """It trains the vectors and the head alone, saves what the server reads, and reloads its best checkpoint."""
+    model = classifier(roberta, init_weights=True, max_length=40)
+    base_before = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
+    rows = [{"input_ids": ids(1, 12)[0], "labels": torch.tensor(k % 3)} for k in range(24)]
+    for row in rows:
+        row["input_ids"][0] = 100 + int(row["labels"])  # the answer is there to be read
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path / "runs"),
+        per_device_train_batch_size=6,
+        num_train_epochs=6,
+        learning_rate=1e-2,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        load_best_model_at_end=True,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        seed=3,
+    )
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows, eval_dataset=rows)
+    first = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    last = trainer.evaluate()["eval_loss"]
+    assert last < 0.7 * first
+    assert all(torch.equal(p, base_before[n]) for n, p in model.named_parameters() if n in base_before)
+    trainer.save_model(str(tmp_path / "out"))
+    adapter = read_adapter(read_folder(tmp_path / "out"), load_backbone(str(roberta)).info)
+    assert (adapter.spec.labels, adapter.spec.max_length) == (("no", "yes", "maybe"), 40)
+    again = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "out", num_labels=3).eval()
+    x = torch.stack([row["input_ids"] for row in rows])
+    assert torch.equal(logits(again, x), logits(model.eval(), x))

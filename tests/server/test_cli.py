@@ -407,6 +407,39 @@ def test_train_then_push_then_ask(run: Run, folder: Path) -> None:
     assert "'none' is not a valid integer" in wrong.output
 
 
+def test_a_folder_of_tasks_is_trained_and_pushed(run: Run, folder: Path, server: Server) -> None:
+    """One result line for each task, each adapter on the server under its folder's name; a bad task is told last."""
+    tasks = folder / "tasks"
+    for name, words in (("first-task", ("abc", "xyz")), ("second-task", ("hij", "nop"))):
+        rows = [{"text": words[k % 2] * (k % 3 + 1), "label": words[k % 2]} for k in range(32)]
+        (tasks / name).mkdir(parents=True)
+        (tasks / name / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tasks / "third-task").mkdir()
+    (tasks / "third-task" / "train.csv").write_text("text,label\n")
+    args = ["train", "classify", "--base", folder / "llama", "--data", tasks, "--out", folder / "trained"]
+    options = ["--epochs", 1, "--push", "--server", server.url]
+    trained = subprocess.run([*CLI, *map(str, args + options)], capture_output=True, text=True)  # noqa: PLW1510
+    assert trained.returncode == 1
+    assert "1 tasks failed: third-task" in trained.stderr
+    results = [json.loads(line) for line in trained.stdout.splitlines()]
+    assert [(result["name"], result["version"]) for result in results] == [("first-task", 1), ("second-task", 1)]
+    for result in results:
+        assert result["digest"] in run("adapters", "--json").output
+        assert run("classify", result["name"], "abc").exit_code == 0
+
+
+def test_push_options_without_a_server_or_a_push(folder: Path) -> None:
+    """A server that cannot be reached is told before the training, not after it."""
+    data = folder / "few.jsonl"
+    data.write_text("\n".join(json.dumps({"text": "abc"[k % 3], "label": k % 2}) for k in range(20)))
+    args = ("train", "classify", "--base", folder / "llama", "--data", data, "--out", folder / "never")
+    result = alone(*args, "--push", "--server", "http://127.0.0.1:9")
+    assert result.exit_code == 1
+    assert "cannot reach http://127.0.0.1:9" in result.output
+    assert not (folder / "never").exists()
+    assert "--name is the adapter's on the server" in alone(*args, "--name", "x").output
+
+
 def test_train_errors_are_one_line(folder: Path) -> None:
     data = folder / "broken.jsonl"
     data.write_text('{"text": "x", "label": 1}\n{"text": "y"}\n')
