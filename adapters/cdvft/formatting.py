@@ -3,6 +3,8 @@ threads can share it: truncation is done here, not by the tokenizer's own mutabl
 
 A classification input is what the tokenizer's own template makes of one text or of a pair, for encoders and decoders
 alike (BERT: `[CLS] A [SEP] B [SEP]`; LLaMA: `<s> A`, `<s> A <s> B`).
+
+A text may be far longer than a limit on its tokens: of such a text only a beginning is tokenised, to the same result.
 """
 
 from collections.abc import Sequence
@@ -12,6 +14,8 @@ from typing import Any
 from cdvft.errors import InvalidData
 
 __all__ = ["Encoded", "encode_chat", "encode_classification", "encode_completion", "encode_document", "encode_prompt"]
+
+MARGIN = 512  # characters behind a token, not counting space next to it, that surely cannot change it
 
 
 @dataclass(frozen=True)
@@ -31,23 +35,31 @@ def encode_classification(
     Too long: tokens are cut from the longer text first, special tokens stay; without `truncate` InvalidData names
     length and limit. `type_vocab_size` is the base config's (1 where it has none).
     """
-    encoding = _encode(tokenizer, text, text2)
+    encoding, whole = _encode_start(tokenizer, text, text2, max_length, truncate)
     ids = list(encoding.ids)
     types = _has_types(tokenizer, type_vocab_size)
     if not ids:
         raise InvalidData("the input has no tokens; give a text")
     if len(ids) <= max_length:
         return Encoded(ids, list(encoding.type_ids) if types else None, False)
+    if not truncate and not whole:
+        size = len(text) + len(text2 or "")
+        raise InvalidData(f"the input's {size} characters are more than {max_length} tokens; shorten or truncate it")
     if not truncate:
         raise InvalidData(f"the input has {len(ids)} tokens, at most {max_length} are allowed; shorten or truncate it")
     kept = _kept_positions(encoding.sequence_ids, max_length, tokenizer.truncation_side == "left")
     return Encoded([ids[k] for k in kept], [encoding.type_ids[k] for k in kept] if types else None, True)
 
 
-def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
-    """The tokenizer's special tokens before the text, and the text; what its template puts after it is left out."""
+def encode_prompt(tokenizer: Any, prompt: str, *, most: int | None = None) -> list[int]:
+    """The tokenizer's special tokens before the text, and the text; what its template puts after it is left out.
+
+    A prompt that is seen to have more than `most` tokens before it was read to its end is InvalidData; one that had to
+    be read to its end may have more.
+    """
     if not prompt:
         raise InvalidData("the prompt is empty; give at least one character")
+    _refuse_more(tokenizer, prompt, most, "the prompt's")
     encoding = _encode(tokenizer, prompt)
     end = max((k + 1 for k, part in enumerate(encoding.sequence_ids) if part is not None), default=0)
     if end == 0:
@@ -55,8 +67,9 @@ def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
     return list(encoding.ids[:end])
 
 
-def encode_chat(tokenizer: Any, rendered: str) -> list[int]:
-    """A rendered chat template as it stands: it has written its special tokens itself."""
+def encode_chat(tokenizer: Any, rendered: str, *, most: int | None = None) -> list[int]:
+    """A rendered chat template as it stands: it has written its special tokens itself. `most` as in `encode_prompt`."""
+    _refuse_more(tokenizer, rendered, most, "the rendered chat's")
     ids = _plain(tokenizer, rendered)
     if not ids:
         raise InvalidData("the rendered chat is empty; the template must write the messages")
@@ -93,6 +106,47 @@ def _encode(tokenizer: Any, text: str, text2: str | None = None, special: bool =
     if batch.encodings is None:
         raise InvalidData("the base's tokenizer has no tokenizer.json; save it with a fast tokenizer of transformers")
     return batch.encodings[0]
+
+
+def _refuse_more(tokenizer: Any, text: str, most: int | None, whose: str) -> None:
+    if most is not None and len(_start(tokenizer, text, most)) < len(text):
+        raise InvalidData(f"{whose} {len(text)} characters are more than the {most} tokens allowed; shorten it")
+
+
+def _encode_start(tokenizer: Any, text: str, text2: str | None, most: int, truncate: bool) -> tuple[Any, bool]:
+    """An encoding as long as the whole one, or else of more than `most` tokens of which truncation keeps the same; and
+    whether it is the whole one.
+    """
+    if truncate and tokenizer.truncation_side == "left":
+        return _encode(tokenizer, text, text2), True
+    start, start2 = _start(tokenizer, text, most), text2 and _start(tokenizer, text2, most)
+    encoding, cut = _encode(tokenizer, start, start2), (start != text, start2 != text2)
+    if not any(cut) or not truncate or text2 is None:
+        return encoding, not any(cut)
+    parts = encoding.sequence_ids
+    counts = parts.count(0), parts.count(1)
+    order_matters = (most - len(parts) + sum(counts)) % 2 == 1  # the longer text gets one token more
+    if order_matters and (all(cut) or counts[cut.index(True)] <= counts[cut.index(False)]):
+        return _encode(tokenizer, text, text2), True
+    return encoding, False
+
+
+def _start(tokenizer: Any, text: str, most: int) -> str:
+    """`text`; or where it has more than `most` tokens, a beginning of it that has more too, the same first `most`.
+
+    A token stands where MARGIN characters behind it were read: no token is that long, and what merges into a token, or
+    swallows the space beside it, is as near. Tokens may stand for nothing that was written, or for very much of it, so
+    that the length of a text says nothing by itself.
+    """
+    size = 4 * most + 2 * MARGIN
+    while size < len(text):
+        start = text[:size]
+        encoding = _encode(tokenizer, start, special=False)
+        place = encoding.token_to_chars(most - 1) if len(encoding.ids) > most else None
+        if place is not None and len(start[place[1] :].lstrip()) >= MARGIN:
+            return start
+        size *= 2
+    return text
 
 
 def _refuse_surrogates(text: str) -> None:

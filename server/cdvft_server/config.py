@@ -102,6 +102,7 @@ class ServeConfig(BaseSettings):
     max_messages: PositiveInt = Field(4096, description="Most messages of a chat")
     max_content_parts: PositiveInt = Field(4096, description="Most text parts in the messages of a chat")
     max_stop_token_ids: PositiveInt = Field(1024, description="Most stop_token_ids")
+    max_template_bytes: Bytes = Field(ByteSize(1 << 20), description="Longest text that a chat template may write")
     max_classify_rows: PositiveInt = Field(1024, description="Most inputs of one classify call")
     max_prompts: PositiveInt = Field(128, description="Most prompts of one completions call")
     max_sequences: PositiveInt = Field(128, description="Most prompts x n of one call")

@@ -63,7 +63,7 @@ def _receive_bytes(connection: socket.socket, length: int, deadline: float | Non
     return b"".join(chunks)
 
 
-def _work(connection: socket.socket, timeout: float, memory_bytes: int) -> None:
+def _work(connection: socket.socket, timeout: float, memory_bytes: int, output_bytes: int) -> None:
     """The worker's loop: ends when the other end is closed, or by SIGPROF when a template's time is over."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
@@ -72,7 +72,7 @@ def _work(connection: socket.socket, timeout: float, memory_bytes: int) -> None:
     with suppress(WorkerDied, MemoryError):
         send(connection, encode({"ready": True}), None)
         while True:
-            send(connection, _rendered(receive(connection, None), timeout), None)
+            send(connection, _rendered(receive(connection, None), timeout, output_bytes), None)
 
 
 def _process_limits(memory_bytes: int) -> dict[int, int]:
@@ -80,17 +80,17 @@ def _process_limits(memory_bytes: int) -> dict[int, int]:
     return limits | {resource.RLIMIT_AS: memory_bytes} if sys.platform == "linux" else limits
 
 
-def _rendered(call: dict[str, Any], timeout: float) -> bytes:
+def _rendered(call: dict[str, Any], timeout: float, output_bytes: int) -> bytes:
     try:
         signal.setitimer(signal.ITIMER_PROF, timeout)
         try:
             prompt = render(call.pop("source"), call.pop("messages"), **call)
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
-        frame = encode({"prompt": prompt})
-        if len(frame) <= MAX_FRAME_BYTES:
-            return frame
-        reason = f"the chat template wrote more than {MAX_FRAME_BYTES} bytes"
+        size = len(prompt.encode("utf-8", "surrogatepass"))
+        if size <= output_bytes:
+            return encode({"prompt": prompt})
+        reason = f"the chat template wrote {size} bytes, at most {output_bytes} are allowed (--max-template-bytes)"
     except MemoryError:
         reason = "the chat template needs too much memory"
     except InvalidData as error:
@@ -99,4 +99,4 @@ def _rendered(call: dict[str, Any], timeout: float) -> bytes:
 
 
 if __name__ == "__main__":
-    _work(socket.socket(fileno=int(sys.argv[1])), float(sys.argv[2]), int(sys.argv[3]))
+    _work(socket.socket(fileno=int(sys.argv[1])), float(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

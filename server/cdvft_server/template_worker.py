@@ -24,16 +24,19 @@ WALL_FACTOR = 10
 
 class TemplateWorkers:
     """`count` worker processes. A template gets `timeout` seconds of its worker's processor time, and ten times that
-    by the clock (so that a busy machine fails no honest template), and `memory_bytes` of address space.
+    by the clock (so that a busy machine fails no honest template), and `memory_bytes` of address space. What it writes
+    may have `output_bytes`.
     Starting a worker is not counted. Raises TemplateWorkerFailed where no process can be started.
     """
 
-    def __init__(self, count: int = 1, timeout: float = 0.2, memory_bytes: int = 256 << 20) -> None:
+    def __init__(
+        self, count: int = 1, timeout: float = 0.2, memory_bytes: int = 256 << 20, output_bytes: int = 1 << 20
+    ) -> None:
         if count < 1 or timeout <= 0:
             raise ValueError(f"template workers need count >= 1 and timeout > 0, not {count} and {timeout}")
         self._timeout = timeout
         self._closed = False
-        self._workers = [_Worker(timeout, memory_bytes) for _ in range(count)]
+        self._workers = [_Worker(timeout, memory_bytes, output_bytes) for _ in range(count)]
         self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
         for worker in self._workers:
             self._idle.put(worker)
@@ -120,9 +123,9 @@ class TemplateWorkers:
 class _Worker:
     """One process and our end of its socket; used by one thread at a time."""
 
-    def __init__(self, timeout: float, memory_bytes: int) -> None:
+    def __init__(self, timeout: float, memory_bytes: int, output_bytes: int) -> None:
         self._timeout = timeout
-        self._memory_bytes = memory_bytes
+        self._limits = [str(timeout), str(memory_bytes), str(output_bytes)]
         self._ready = False
         self._socket: socket.socket | None = None
         self.process: subprocess.Popen[bytes] | None = None
@@ -132,7 +135,7 @@ class _Worker:
         if self._socket is not None:
             return self._socket
         ours, theirs = socket.socketpair()
-        numbers = [str(theirs.fileno()), str(self._timeout), str(self._memory_bytes)]
+        numbers = [str(theirs.fileno()), *self._limits]
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "cdvft_server.template_process", *numbers],

@@ -1,14 +1,24 @@
+from contextlib import nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+from cdvft import formatting
 from cdvft.errors import InvalidData
-from cdvft.formatting import encode_chat, encode_classification, encode_completion, encode_document, encode_prompt
-from hypothesis import given
+from cdvft.formatting import (
+    MARGIN,
+    encode_chat,
+    encode_classification,
+    encode_completion,
+    encode_document,
+    encode_prompt,
+)
+from hypothesis import assume, given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.tiny import tiny_bert, tiny_llama, tiny_roberta
@@ -126,3 +136,94 @@ def test_without_an_eos_there_is_no_completion() -> None:
     own = PreTrainedTokenizerFast(tokenizer_object=tokenizer("llama").backend_tokenizer)
     with pytest.raises(InvalidData, match="no eos_token"):
         encode_completion(own, "a", "b")
+
+
+UNITS = [
+    "a",
+    "the cat ",
+    "goat",
+    "\u0301",
+    "é",
+    " ",
+    "\n\n",
+    "<mask>",
+    "[MASK]",
+    "<s>",
+    "🦊",
+    "\x00",
+    "\u200b",
+    "?!",
+    "x" * 97,
+]
+long_texts = st.lists(st.tuples(st.sampled_from(UNITS), st.sampled_from([1, 3, 50, 700])), min_size=1, max_size=6).map(
+    lambda runs: "".join(unit * count for unit, count in runs)
+)
+
+
+@cache
+def greedy_tokenizer() -> Any:
+    """Merges pairs of letters, and has a token that takes the space on its left."""
+    letters = [*"abcdefghijklmnopqrstuvwxyz<>?! \n"]
+    merges = [("a", "a"), ("aa", "aa"), ("t", "h"), ("th", "e"), ("g", "o"), ("o", "a"), ("a", "t"), ("x", "x")]
+    vocab = {token: k for k, token in enumerate(["<unk>", *letters, *(a + b for a, b in merges)])}
+    built = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True))
+    fast = PreTrainedTokenizerFast(tokenizer_object=built, unk_token="<unk>")
+    fast.add_special_tokens({"mask_token": AddedToken("<mask>", lstrip=True, normalized=False)})
+    return fast
+
+
+def of_kind(kind: str) -> Any:
+    return greedy_tokenizer() if kind == "greedy" else tokenizer(kind)
+
+
+@given(st.sampled_from([*sorted(BASES), "greedy"]), long_texts, st.none() | long_texts, st.integers(6, 40))
+def test_a_long_text_keeps_the_ids_it_has_when_all_of_it_is_read(
+    kind: str, text: str, text2: str | None, limit: int
+) -> None:
+    own = of_kind(kind)
+    assume(own(text, text2)["input_ids"])
+    ours = encode_classification(own, text, text2, max_length=limit, truncate=True, type_vocab_size=1)
+    with patch.object(formatting, "MARGIN", 1 << 40):
+        assert ours == encode_classification(own, text, text2, max_length=limit, truncate=True, type_vocab_size=1)
+    if ours.truncated:
+        with pytest.raises(InvalidData, match=f"{limit} (tokens|are allowed)"):
+            encode_classification(own, text, text2, max_length=limit, truncate=False, type_vocab_size=1)
+
+
+@given(st.sampled_from([*sorted(BASES), "greedy"]), long_texts, st.integers(1, 40))
+def test_a_prompt_is_refused_early_only_if_it_has_too_many_tokens(kind: str, text: str, most: int) -> None:
+    own = of_kind(kind)
+    count = len(own(text, add_special_tokens=False)["input_ids"])
+    for encode_text in (encode_prompt, encode_chat):
+        with suppress(InvalidData) if count > most or count == 0 else nullcontext():
+            assert encode_text(own, text, most=most) == encode_text(own, text)
+
+
+class Counting:
+    """A tokenizer that counts the characters it is given."""
+
+    def __init__(self, own: Any) -> None:
+        self.own, self.read = own, 0
+
+    def __call__(self, text: str, text2: str | None = None, **options: Any) -> Any:
+        self.read += len(text) + len(text2 or "")
+        return self.own(text, text2, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.own, name)
+
+
+@pytest.mark.parametrize("kind", sorted(BASES))
+@pytest.mark.parametrize("text", ["a " * (1 << 20), "a" * (2 << 20), "🦊" * (1 << 20)])
+def test_of_a_text_far_too_long_little_is_read(kind: str, text: str) -> None:
+    if kind == "bert" and " " not in text:
+        pytest.skip("a word of any length is one token of a word-piece tokenizer")
+    counting = Counting(tokenizer(kind))
+    for call in (encode_prompt, encode_chat):
+        with pytest.raises(InvalidData, match=f"{len(text)} characters are more than the 96 tokens"):
+            call(counting, text, most=96)
+    with pytest.raises(InvalidData, match=f"{len(text)} characters are more than 96 tokens"):
+        encode_classification(counting, text, max_length=96, truncate=False, type_vocab_size=1)
+    encode_classification(counting, text, max_length=96, truncate=True, type_vocab_size=1)
+    encode_classification(counting, "short", text, max_length=96, truncate=True, type_vocab_size=1)
+    assert counting.read < 20 * (4 * 96 + 2 * MARGIN)

@@ -22,6 +22,7 @@ def test_the_limits_are_those_of_the_contract() -> None:
     assert (config.max_description, config.max_queue, config.delete_wait_seconds) == (1000, 1024, 30)
     assert (config.max_json_nodes, config.max_messages, config.max_content_parts) == (131_072, 4096, 4096)
     assert (config.max_stop_token_ids, config.request_wait_seconds, config.max_connections) == (1024, 30, 2048)
+    assert config.max_template_bytes == 1 << 20
     assert (config.host, config.port, config.base, config.allow_unauthenticated) == ("127.0.0.1", 8000, None, False)
 
 

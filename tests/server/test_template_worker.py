@@ -57,9 +57,18 @@ def test_same_as_in_process(workers: TemplateWorkers, messages: list) -> None:
     assert ask(workers, PLAIN_TEMPLATE, messages) == expected
 
 
-def test_text_of_a_whole_request(workers: TemplateWorkers) -> None:
+def test_text_of_a_whole_request() -> None:
     content = "é😀" * (1 << 20)
-    assert ask(workers, "{{ messages[0].content }}", [{"role": "user", "content": content}]) == content
+    with TemplateWorkers(output_bytes=6 << 20) as workers:
+        assert ask(workers, "{{ messages[0].content }}", [{"role": "user", "content": content}]) == content
+
+
+def test_what_a_template_writes_is_limited(workers: TemplateWorkers) -> None:
+    assert len(ask(workers, "{{ 'é' * (2**19) }}")) == 1 << 19
+    many = "{% for i in range(300) %}{{ 'a' * 100000 }}{% endfor %}"
+    for source, size in (("{{ 'é' * (2**19) }}a", (1 << 20) + 1), (many, 30_000_000)):
+        with pytest.raises(InvalidData, match=f"wrote {size} bytes, at most 1048576 are allowed"):
+            ask(workers, source)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ class Encoding:
         self._tokenizer, self._templates, self._workers = backbone.tokenizer, parts.templates, parts.workers
         self._vocabulary = int(backbone.config.vocab_size)
         self._types = int(getattr(backbone.config, "type_vocab_size", 1) or 1)
-        self._max_length = parts.engine.context_length  # of a classify input, where its adapter says nothing
+        self._context = parts.engine.context_length  # also of a classify input, where its adapter says nothing
         encode_prompt(self._tokenizer, "a")  # a tokenizer drops the truncation it was saved with at its first use
 
     async def prompts(self, prompts: Sequence[str | list[int]]) -> list[list[int]]:
@@ -46,7 +46,7 @@ class Encoding:
             run = self._run_for(sum(len(message["content"]) for message in messages))
             source = self._tokenizer.chat_template or PLAIN_TEMPLATE
             text = await run(lambda: render(source, messages, bos_token=bos, eos_token=eos))
-        return await self._run_for(len(text))(lambda: encode_chat(self._tokenizer, text))
+        return await self._run_for(len(text))(lambda: encode_chat(self._tokenizer, text, most=self._context))
 
     async def rows(self, targets: Sequence[Target], rows: Sequence[tuple[str, str | None]], cut: bool) -> list[Encoded]:
         """Each input as its own adapter takes it. Raises ApiError naming the input that is wrong."""
@@ -68,12 +68,15 @@ class Encoding:
 
     def _prompt(self, index: int, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, str):
-            return encode_prompt(self._tokenizer, prompt)
+            try:
+                return encode_prompt(self._tokenizer, prompt, most=self._context)
+            except InvalidData as error:
+                raise invalid(f"prompt {index}: {error}", "prompt") from None
         self.check_ids(prompt, f"prompt {index}", "prompt")
         return prompt
 
     def _row(self, index: int, target: Target, text: str, text2: str | None, cut: bool) -> Encoded:
-        longest = min(target.summary.get("max_length") or self._max_length, self._max_length)
+        longest = min(target.summary.get("max_length") or self._context, self._context)
         try:
             return encode_classification(
                 self._tokenizer, text, text2, max_length=longest, truncate=cut, type_vocab_size=self._types

@@ -50,7 +50,7 @@ class Service:
             pool=pool,
             store=store,
             workers=workers,
-            templates=TemplateWorkers(RENDERERS),
+            templates=TemplateWorkers(RENDERERS, output_bytes=config.max_template_bytes),
             bridge=Bridge(asyncio.get_running_loop()),
             flights=Flights(),
             hits=Hits(store, workers),

@@ -6,9 +6,11 @@ from typing import Any
 
 import httpx
 import pytest
+from cdvft import formatting
 from cdvft_server import bodies
 
 from tests.server.http.harness import WAIT, Fleet, error_of
+from tests.tiny import random_adapter
 
 SIZE = 8 << 20
 JSON = {"content-type": "application/json"}
@@ -83,3 +85,44 @@ def test_the_server_answers_while_a_large_body_is_read(decoder: Fleet, monkeypat
             read_on.set()
         assert large.result().status_code == 200
     decoder.live.wait_until_idle()
+
+
+@pytest.fixture
+def read(decoder: Fleet, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many characters the tokenizer was given, call by call."""
+    sizes: list[int] = []
+    encode = formatting._encode
+
+    def counting(tokenizer: Any, text: str, *rest: Any, **options: Any) -> Any:
+        sizes.append(len(text))
+        return encode(tokenizer, text, *rest, **options)
+
+    monkeypatch.setattr(formatting, "_encode", counting)
+    return sizes
+
+
+def test_a_text_far_beyond_the_context_is_not_tokenised(decoder: Fleet, read: list[int]) -> None:
+    """The tiny base's context is 256 tokens, its adapters' inputs are as long."""
+    live, text = decoder.live, "a " * 4_000_000
+    message = [{"role": "user", "content": text}]
+    asked = {
+        "prompt 0: the prompt's 8000000 characters are more than the 256 tokens": live.complete("writer", text),
+        "prompt 1: the prompt's 8000000 characters": live.complete("writer", ["a", text]),
+        "characters are more than the 256 tokens": live.post(H, {"model": "writer", "messages": message}),
+        "input 0: the input's 8000000 characters are more than 256 tokens": live.classify("judge", text),
+    }
+    for words, answer in asked.items():
+        assert answer.status_code == 400
+        assert words in error_of(answer)["message"]
+    assert live.classify("judge", text, truncate=True).json()["usage"]["prompt_tokens"] == 256
+    assert sum(read) < 50_000
+
+
+def test_what_an_adapters_template_writes_is_limited(decoder: Fleet, read: list[int]) -> None:
+    template = "{% for i in range(300) %}{{ 'a' * 100000 }}{% endfor %}"
+    decoder.add("wordy", random_adapter(decoder.base.info, 5, template=template))
+    answer = decoder.live.post(H, {"model": "wordy", "messages": [{"role": "user", "content": "a"}]})
+    assert (answer.status_code, read) == (400, [])
+    assert "wrote 30000000 bytes" in error_of(answer)["message"]
+    del decoder.adapters["wordy"]
+    decoder.live.client.delete("/v1/adapters/wordy")
