@@ -24,7 +24,10 @@ def test_every_error_code_is_explained_with_its_status(code: str) -> None:
 @pytest.mark.parametrize("field", ServeConfig.model_fields)
 def test_every_setting_is_listed(field: str) -> None:
     option = "--" + field.replace("_", "-")
-    assert f"| `{option}` | `CDVFT_{field.upper()}` |" in text("configuration.md")
+    rows = [line for line in text("configuration.md").splitlines() if line.startswith(f"| `{option}` |")]
+    assert len(rows) == 1
+    assert rows[0].startswith(f"| `{option}` | `CDVFT_{field.upper()}` |")
+    assert rows[0].endswith(f"| {ServeConfig.model_fields[field].description} |")
 
 
 def test_no_setting_is_listed_that_does_not_exist() -> None:

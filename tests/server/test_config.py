@@ -1,10 +1,12 @@
 """What a server can be told, and what it refuses to be told."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
-from cdvft_server.config import OTHER_VARIABLES, ServeConfig
+from cdvft_server.config import OTHER_VARIABLES, ServeConfig, unused_variables
+from cdvft_server.store.database import sqlite_url
 from pydantic import ValidationError
 
 
@@ -84,6 +86,17 @@ def test_variables_of_other_programs_are_not(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_is_refused(options: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match=next(iter(options))):
         ServeConfig(**options)
+
+
+def test_a_database_that_is_advertised_is_served() -> None:
+    told = re.findall(r"\w+:/+[^; ]+", ServeConfig.model_fields["database"].description or "")
+    assert [sqlite_url(url).database for url in told] == ["/abs/path/store.db"]
+
+
+def test_variables_of_other_commands_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CDVFT_NAME", "CDVFT_MAX_LENGTH", "CDVFT_SERVER", "CDVFT_PORT"):
+        monkeypatch.setenv(name, "9")
+    assert unused_variables() == ["CDVFT_MAX_LENGTH", "CDVFT_NAME"]
 
 
 def test_every_field_is_described() -> None:

@@ -177,7 +177,7 @@ CLASSIFY: dict[str, tuple[Ask, int, str]] = {
 
 ROUTES: dict[str, tuple[Ask, int, str]] = {
     "an unknown route": (get("/v2/models"), 404, "not_found"),
-    "the root": (get("/"), 404, "not_found"),
+    "the docs": (get("/docs"), 404, "not_found"),
     "a slash too many": (get("/v1/adapters/"), 404, "not_found"),
     "GET on POST": (get("/v1/completions"), 405, "method_not_allowed"),
     "PATCH": (get("/v1/adapters/writer", "PATCH"), 405, "method_not_allowed"),
