@@ -11,10 +11,8 @@ import click
 from cdvft.errors import CdvftError
 from cdvft.train import TrainConfig, train_folder
 from cdvft.train import train as run_training
-from cdvft_client import CDVFTError
 
 from cdvft_server import demo
-from cdvft_server.cli.asking import connect
 from cdvft_server.cli.commands import Command, reported
 
 __all__ = ["train"]
@@ -115,6 +113,10 @@ def lm(**options: Any) -> None:
 
 
 def _run(task: Literal["classify", "lm"], options: dict[str, Any]) -> None:
+    from cdvft_client import CDVFTError
+
+    from cdvft_server.cli.asking import connect
+
     base = options.pop("base") or str(demo.base_path())
     push, name, server, api_key = (options.pop(key) for key in ("push", "name", "server", "api_key"))
     if name and not push:
