@@ -53,7 +53,7 @@ def trainings() -> list[Training]:
                 )
                 further = inputs.data(task, test) if test != valid else None
                 about = {"method": method, "task": task, "seed": seed}
-                found.append(Training((method, task, str(seed)), config, further, about=about))
+                found.append(Training((method, task, str(seed)), config, further, keep_predictions=True, about=about))
     return found
 
 

@@ -17,7 +17,8 @@ from tests.e2e.inputs import ROOT
 
 __all__ = ["Training", "records", "run_all"]
 
-RUNS = ROOT / "runs" / "study"  # kept out of the repository
+RUNS = ROOT / "runs" / "study"  # data, kept out of the repository
+RECORDED = ROOT / "tests" / "study" / "recorded"  # one line for each training
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Training:
     config: TrainConfig
     test: Path | None = None
     patch: str | None = None
+    keep_predictions: bool = False
     about: dict[str, Any] = field(default_factory=dict)
 
 
@@ -38,7 +40,7 @@ def run_all(study: str, trainings: Sequence[Training], jobs: int) -> None:
     done = {tuple(record["key"]) for record in records(study)}
     left = [training for training in trainings if training.key not in done]
     print(f"{study}: {len(trainings)} trainings, {len(trainings) - len(left)} recorded, {len(left)} to run", flush=True)
-    RUNS.mkdir(parents=True, exist_ok=True)
+    RECORDED.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
     started = time.monotonic()
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_one_thread, max_tasks_per_child=1) as pool:
@@ -46,7 +48,7 @@ def run_all(study: str, trainings: Sequence[Training], jobs: int) -> None:
         for count, future in enumerate(as_completed(running), 1):
             training = running[future]
             record = {"key": training.key, **training.about, **future.result()}
-            with (RUNS / f"{study}.jsonl").open("a") as file:
+            with (RECORDED / f"{study}.jsonl").open("a") as file:
                 file.write(json.dumps(record) + "\n")
             shown = {name: round(value, 4) for name, value in record["metrics"].items()}
             minutes = (time.monotonic() - started) / 60
@@ -54,7 +56,7 @@ def run_all(study: str, trainings: Sequence[Training], jobs: int) -> None:
 
 
 def records(study: str) -> list[dict[str, Any]]:
-    path = RUNS / f"{study}.jsonl"
+    path = RECORDED / f"{study}.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
@@ -77,7 +79,9 @@ def _run(training: Training) -> dict[str, Any]:
         outcome = execute(replace(training.config, out=Path(folder) / "out"), test=training.test)
         shown = outcome.test or outcome.evaluation
         report = outcome.report
-    predictions = None if shown.outputs is None else shown.outputs.argmax(-1).tolist()
+    predictions = None
+    if shown.outputs is not None and training.keep_predictions:
+        predictions = shown.outputs.argmax(-1).tolist()
     figures = ("parameters", "head_parameters", "seconds", "epoch", "train_inputs", "truncated")
     return {
         "metrics": shown.metrics,
