@@ -337,3 +337,10 @@ def test_the_trainer_of_transformers(roberta: Path, tmp_path: Path) -> None:
     again = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "out", num_labels=3).eval()
     x = torch.stack([row["input_ids"] for row in rows])
     assert torch.equal(logits(again, x), logits(model.eval(), x))
+
+
+def test_loading_without_memory_for_random_values_first(llama: Path, tmp_path: Path) -> None:
+    model, x = writer(llama), ids()
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama), tmp_path, low_cpu_mem_usage=True)
+    assert torch.equal(logits(again.eval(), x), logits(model, x))
