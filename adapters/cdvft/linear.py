@@ -18,7 +18,6 @@ from cdvft.site import Site
 __all__ = ["AdaptedLinear", "AdapterContext", "BankSlice", "TrainableLinear", "adapt"]
 
 CHUNK = 256  # tokens per `apply`: temporaries stay in the L2 cache
-RUN = 64  # a segment of at least this many tokens is applied by view, shorter ones share a gather
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,12 @@ class BankSlice:
         chunks: list[tuple[int, int, int | Tensor]] = []
         pending: list[int] = []
         position = pending_start = self.start
+        view = self.method.view_tokens
         for row, count in self.runs:
-            if count >= RUN or (pending and len(pending) + count > CHUNK):
+            if count >= view or (pending and len(pending) + count > CHUNK):
                 chunks += _gathered(pending_start, pending)
                 pending, pending_start = [], position
-            if count >= RUN:
+            if count >= view:
                 ends = range(position, position + count, CHUNK)
                 chunks += [(a, min(a + CHUNK, position + count), row) for a in ends]
                 pending_start = position + count

@@ -15,8 +15,9 @@ READ = frozenset(
     "peft_type task_type target_modules exclude_modules layers_to_transform layers_pattern modules_to_save "
     "labels problem_type head max_length base_digest".split()
 )
-# PEFT's bookkeeping: says nothing about the answer
+# PEFT's bookkeeping, and settings of options that are refused when they are used: they say nothing about the answer
 BOOKKEEPING = frozenset("base_model_name_or_path revision inference_mode auto_mapping peft_version".split())
+BOOKKEEPING |= {"megatron_core", "qalora_group_size"}
 TRAINING_ONLY = re.compile(r"init_.*|(.*_)?dropout(_.*)?")
 # values that mean "not used" though they are not empty
 NEUTRAL = {"bias": "none"}

@@ -2,13 +2,17 @@
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from typing import TypeVar
 
 import re2
 
 from cdvft.errors import InvalidAdapter
+from cdvft.family import FAMILIES
 
 __all__ = ["full_match", "layer_index", "lookup", "suffix_match"]
 
+T = TypeVar("T")
+PREFIXES = tuple(sorted({prefix for family in FAMILIES.values() for prefix in family.prefixes}))
 MAX_PATTERN = 4096  # characters
 MAX_ENTRIES = 1024  # of one `*_pattern` dictionary
 
@@ -43,14 +47,20 @@ def suffix_match(target: str, name: str) -> bool:
     return name == target or name.endswith("." + target)
 
 
-def lookup(pattern: Mapping[str, int], name: str, key: str) -> int | None:
-    """The value of the first entry that matches the name or its end after a dot (PEFT's `*_pattern` dictionaries)."""
+def lookup(pattern: Mapping[str, T], name: str, key: str) -> T | None:
+    """The value of the first entry that matches the name or its end after a dot (PEFT's `*_pattern` dictionaries).
+
+    `name` is a site's; an entry may be written for it with any family's prefix in front.
+    """
     if len(pattern) > MAX_ENTRIES:
         raise InvalidAdapter(
             f"adapter_config.json: {key} has {len(pattern)} entries, at most {MAX_ENTRIES} are accepted"
         )
+    names = [name, *(prefix + name for prefix in PREFIXES)]
     for expression, value in pattern.items():
-        if suffix_match(expression, name) or full_match(rf"(?:.*\.)?(?:{expression})", [name], key):
+        if expression in names or suffix_match(expression, name):
+            return value
+        if full_match(rf"(?:.*\.)?(?:{expression})", names, key):
             return value
     return None
 

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import torch
-from cdvft.linear import CHUNK, RUN, AdaptedLinear, AdapterContext, BankSlice, TrainableLinear, adapt
+from cdvft.linear import CHUNK, AdaptedLinear, AdapterContext, BankSlice, TrainableLinear, adapt
 from cdvft.methods.cdvft import Cdvft, CdvftSpec
 from cdvft.prepared import prepare_adapter
 from cdvft.site import Site
@@ -39,7 +39,9 @@ class Bank:
 
 
 BANKS = [Bank(spec, seed) for seed, spec in enumerate(SPECS.values())]
-lengths = st.sampled_from([1, 2, 3, 13, RUN - 1, RUN, RUN + 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 7])
+lengths = st.sampled_from(
+    [1, 2, 3, 13 - 1, Cdvft.view_tokens, Cdvft.view_tokens + 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 7]
+)
 runs_of_tokens = st.lists(st.tuples(st.integers(0, 4), lengths), max_size=8)
 
 

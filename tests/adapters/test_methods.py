@@ -120,7 +120,7 @@ def test_a_fresh_adapter_changes_nothing_and_can_learn(case) -> None:
 @given(cases())
 def test_config_and_spec_say_the_same(case) -> None:
     method, site, spec, _ = case
-    other = Site("layers.1.mlp.up_proj", site.d_in + 1, site.d_out)
+    other = Site("layers.1.mlp.up_proj", 2 * site.d_in, site.d_out)
     specs = {site: spec, other: spec}
     config = json.loads(json.dumps(method.config(specs)))
     assert set(config) <= method.config_keys

@@ -85,7 +85,7 @@ def test_peft_bookkeeping_and_training_options_pass(llama, files) -> None:
         ("r", 8, "unknown option 'r' = 8"),
         ("mystery", 0, "unknown option 'mystery'"),
         ("mystery", True, "unknown option 'mystery'"),
-        ("peft_type", "LORA", "peft_type 'LORA' is not supported; supported: CDVFT"),
+        ("peft_type", "IA3", "peft_type 'IA3' is not supported; supported: CDVFT, LORA, C3A"),
         ("peft_type", None, "peft_type None"),
         ("peft_type", ["CDVFT"], "peft_type"),
         ("task_type", "TOKEN_CLS", "task_type 'TOKEN_CLS' is not served; served: CAUSAL_LM, SEQ_CLS or null"),

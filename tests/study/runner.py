@@ -47,12 +47,15 @@ def run_all(study: str, trainings: Sequence[Training], jobs: int) -> None:
         running = {pool.submit(_run, training): training for training in left}
         for count, future in enumerate(as_completed(running), 1):
             training = running[future]
+            minutes = (time.monotonic() - started) / 60
+            told = f"{count}/{len(left)} {minutes:.1f} min {'/'.join(training.key)}"
+            if (error := future.exception()) is not None:
+                print(f"{told} failed: {error!r}", flush=True)
+                continue
             record = {"key": training.key, **training.about, **future.result()}
             with (RECORDED / f"{study}.jsonl").open("a") as file:
                 file.write(json.dumps(record) + "\n")
-            shown = {name: round(value, 4) for name, value in record["metrics"].items()}
-            minutes = (time.monotonic() - started) / 60
-            print(f"{count}/{len(left)} {minutes:.1f} min {'/'.join(training.key)}: {shown}", flush=True)
+            print(f"{told}: { {name: round(value, 4) for name, value in record['metrics'].items()} }", flush=True)
 
 
 def records(study: str) -> list[dict[str, Any]]:

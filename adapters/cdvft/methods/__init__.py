@@ -4,11 +4,13 @@ from typing import Any
 
 from cdvft.errors import InvalidAdapter
 from cdvft.methods.base import Method
+from cdvft.methods.c3a import C3a
 from cdvft.methods.cdvft import Cdvft
+from cdvft.methods.lora import Lora
 
 __all__ = ["METHODS", "Method", "method_for_peft_type", "method_named"]
 
-METHODS: tuple[Method[Any], ...] = (Cdvft(),)
+METHODS: tuple[Method[Any], ...] = (Cdvft(), Lora(), C3a())
 
 
 def method_named(name: str) -> Method[Any]:

@@ -26,6 +26,7 @@ class Method(ABC, Generic[SpecT]):
     name: ClassVar[str]  # "cdvft": as the API reports it
     peft_type: ClassVar[str]  # "CDVFT": as adapter_config.json says it
     config_keys: ClassVar[frozenset[str]]  # the keys of adapter_config.json that `spec` reads
+    view_tokens: ClassVar[int] = 64  # a segment of at least this many tokens is applied by view, not by a gather
 
     @abstractmethod
     def spec(self, config: Mapping[str, Any], site: Site) -> SpecT:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Generator, Tensor
 
+from cdvft.circulant import Convention, circulant_rows, transposed
 from cdvft.errors import InvalidAdapter
 from cdvft.fft import block_circulant, circulant_spectrum
 from cdvft.methods.base import Method, Tensors
@@ -22,7 +23,6 @@ from cdvft.site import Site
 
 __all__ = ["Cdvft", "CdvftLayout", "CdvftSpec"]
 
-Convention = Literal["first_col", "first_row"]
 Grid = Literal["rect", "square"]
 Padding = Literal["zero", "cyclic"]
 MAX_FACTORS = 16
@@ -150,7 +150,7 @@ class Cdvft(Method[CdvftSpec]):
         circulant = self._folded(tensors["cdvft_circ"], site, spec)
         square = tensors.get("cdvft_circ_sq")
         if spec.circulant_convention == "first_row":
-            circulant, square = _transposed(circulant), None if square is None else _transposed(square)
+            circulant, square = transposed(circulant), None if square is None else transposed(square)
         scale = torch.ones(spec.num_factors - 1, 1, dtype=circulant.dtype, device=circulant.device)
         scale[-1] = spec.alpha
         tables = {
@@ -189,7 +189,7 @@ class Cdvft(Method[CdvftSpec]):
         diag_out = tensors["cdvft_diag_out"].double()
         weight = diag_out[0, :, None] * weight * tensors["cdvft_diag_in"].double()
         for k in range(spec.num_factors - 2):
-            square = _circulant_rows(tensors["cdvft_circ_sq"][k].double(), spec.circulant_convention, site.d_out)
+            square = circulant_rows(tensors["cdvft_circ_sq"][k].double(), spec.circulant_convention, site.d_out)
             weight = diag_out[k + 1, :, None] * (square @ weight)
         return spec.alpha * weight
 
@@ -199,7 +199,7 @@ class Cdvft(Method[CdvftSpec]):
         y = (x * tensors["cdvft_diag_in"].double()) @ _block_matrix(tensors["cdvft_circ"].double(), site, spec).T
         y = y * diag_out[0]
         for k in range(spec.num_factors - 2):
-            square = _circulant_rows(tensors["cdvft_circ_sq"][k].double(), spec.circulant_convention, site.d_out)
+            square = circulant_rows(tensors["cdvft_circ_sq"][k].double(), spec.circulant_convention, site.d_out)
             y = (y @ square.T) * diag_out[k + 1]
         return spec.alpha * y
 
@@ -220,11 +220,6 @@ def _padded(x: Tensor, layout: CdvftLayout) -> Tensor:
     return torch.nn.functional.pad(x, (0, extra))
 
 
-def _transposed(c: Tensor) -> Tensor:
-    """First row to first column: `c'[k] = c[(-k) mod p]`."""
-    return torch.roll(c.flip(-1), 1, dims=-1)
-
-
 def _block_matrix(grid: Tensor, site: Site, spec: CdvftSpec) -> Tensor:
     """The first circulant factor, `[q_out, q_in, p] -> [d_out, d_in]`; temporaries are not much larger than the result.
 
@@ -236,7 +231,7 @@ def _block_matrix(grid: Tensor, site: Site, spec: CdvftSpec) -> Tensor:
     weight = grid.new_zeros(site.d_out, site.d_in)
     together, step = max(1, site.d_in // p), min(p, site.d_in)  # block columns at once; columns of a block at once
     for j in range(0, q_in, together):
-        blocks = _circulant_rows(grid[:, j : j + together], spec.circulant_convention, rows)  # [q_out, w, rows, p]
+        blocks = circulant_rows(grid[:, j : j + together], spec.circulant_convention, rows)  # [q_out, w, rows, p]
         for s in range(0, p, step):
             first = j * p + s  # column of the padded matrix
             if spec.padding == "zero" and first >= site.d_in:
@@ -249,17 +244,6 @@ def _block_matrix(grid: Tensor, site: Site, spec: CdvftSpec) -> Tensor:
                 after = part[:, site.d_in - start :]
                 weight[:, : after.shape[1]] += after
     return weight
-
-
-def _circulant_rows(c: Tensor, convention: Convention, rows: int) -> Tensor:
-    """The first rows of circulant matrices, `[..., p] -> [..., rows, p]`.
-
-    Entry (r, s) is `c[(r - s) mod p]` (first column) or `c[(s - r) mod p]` (first row).
-    """
-    p = c.shape[-1]
-    first_row = c if convention == "first_row" else _transposed(c)
-    shifted = torch.cat([first_row, first_row], dim=-1).unfold(-1, p, 1)  # [..., p + 1, p]: row t is rolled left by t
-    return shifted[..., p - rows + 1 :, :].flip(-2)
 
 
 def _check_site_shape(shapes: object, site: Site) -> None:

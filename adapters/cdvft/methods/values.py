@@ -1,11 +1,11 @@
 """Values of adapter_config.json, typed and in range, or refused by key."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from cdvft.errors import InvalidAdapter
 
-__all__ = ["choice", "integer", "number"]
+__all__ = ["choice", "flag", "integer", "number", "pattern_of", "short"]
 
 LARGEST = (2 - 2**-23) * 2.0**127  # of float32
 
@@ -48,3 +48,22 @@ def short(value: object) -> str:
     """The value for a message, cut to 100 characters."""
     text = repr(value)
     return text if len(text) <= 100 else text[:100] + "..."
+
+
+def flag(config: Mapping[str, Any], key: str) -> bool:
+    """True or false under `key`; absent or null is false."""
+    value = config.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise InvalidAdapter(f"adapter_config.json: {key} must be true or false, it is {short(value)}")
+    return bool(value)
+
+
+def pattern_of(config: Mapping[str, Any], key: str, check: Callable[[Mapping[str, Any]], Any]) -> Mapping[str, Any]:
+    """One of PEFT's `*_pattern` dictionaries; `check` gets `{key: value}` for each of its values."""
+    pattern = config.get(key) or {}
+    if not isinstance(pattern, dict):
+        raise InvalidAdapter(f"adapter_config.json: {key} must map module names to values, it is {short(pattern)}")
+    for value in pattern.values():
+        if check({key: value}) is None or value is None:
+            raise InvalidAdapter(f"adapter_config.json: {key} has {short(value)} as a value")
+    return pattern

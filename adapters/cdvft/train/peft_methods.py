@@ -12,9 +12,10 @@ from torch import Generator, Tensor, nn
 
 from cdvft.adapter import AdapterSpec
 from cdvft.backbone import Backbone
-from cdvft.checkpoint import PREFIX
+from cdvft.checkpoint import PREFIX, read_adapter
 from cdvft.files import AdapterFiles
 from cdvft.headfile import head_config
+from cdvft.methods import METHODS
 from cdvft.targets import target_names
 from cdvft.tensorfile import write_tensors
 from cdvft.train.trainee import Trainee
@@ -65,9 +66,10 @@ class PeftTrainee(Trainee):
         tensors |= {PREFIX + name: tensor for name, tensor in head.items()}
         text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
         template = None if spec.template is None else spec.template.encode()
-        return AdapterFiles(
-            text.encode(), write_tensors({k: t.contiguous() for k, t in tensors.items()}), template
-        ), None
+        weights = write_tensors({name: tensor.contiguous() for name, tensor in tensors.items()})
+        files = AdapterFiles(text.encode(), weights, template)
+        served = spec.method in {method.name for method in METHODS}
+        return files, read_adapter(files, info).digest if served else None
 
     def release(self) -> None:
         for name, module in list(self.backbone.model.named_modules()):

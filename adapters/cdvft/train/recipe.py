@@ -5,7 +5,7 @@ from typing import Any
 
 from cdvft.backbone import Backbone
 from cdvft.errors import CdvftError
-from cdvft.methods import METHODS, method_named
+from cdvft.methods import method_named
 from cdvft.site import Site
 from cdvft.train.config import TrainConfig
 from cdvft.train.native import MethodTrainee
@@ -31,6 +31,7 @@ RATES: Mapping[str, Mapping[str, float]] = {
     "fourierft": {"adapter": 5e-2},
 }
 HEAD_RATE = 3e-3
+OURS = frozenset({"cdvft"})  # trained by the library itself; the others by PEFT
 
 
 def check_method(config: TrainConfig) -> None:
@@ -58,7 +59,7 @@ def learning_rates(config: TrainConfig) -> dict[str, float]:
 
 def site_specs(config: TrainConfig, sites: set[Site]) -> dict[Site, Any]:
     """Each site's hyper-parameters; None for a method that PEFT trains."""
-    if config.method not in {method.name for method in METHODS}:
+    if config.method not in OURS:
         return dict.fromkeys(sorted(sites))
     method = method_named(config.method)
     return {site: method.spec(_options(config), site) for site in sorted(sites)}
@@ -66,7 +67,7 @@ def site_specs(config: TrainConfig, sites: set[Site]) -> dict[Site, Any]:
 
 def make_trainee(config: TrainConfig, backbone: Backbone, prepared: Prepared) -> Trainee:
     """The base with a fresh adapter of the config's method in its layers."""
-    if config.method in {method.name for method in METHODS}:
+    if config.method in OURS:
         return MethodTrainee(backbone, prepared.spec, config.seed, prepared.scale, prepared.shift)
     from cdvft.train.peft_methods import PeftTrainee
 

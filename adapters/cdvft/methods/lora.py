@@ -1,0 +1,100 @@
+"""LoRA (arXiv 2106.09685): dW = scaling * B A; scaling = alpha / r, with rsLoRA (arXiv 2312.03732) alpha / sqrt(r)."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Generator, Tensor
+
+from cdvft.methods.base import Method, Tensors
+from cdvft.methods.values import flag, integer, number, pattern_of
+from cdvft.patterns import lookup
+from cdvft.site import Site
+
+__all__ = ["Lora", "LoraSpec"]
+
+A, B = "lora_A.weight", "lora_B.weight"
+MAX_RANK = 1 << 16
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """Hyper-parameters of one site."""
+
+    rank: int
+    lora_alpha: float
+    use_rslora: bool = False
+
+    @property
+    def scaling(self) -> float:
+        return self.lora_alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
+
+
+class Lora(Method[LoraSpec]):
+    """Ranks and alphas may differ by site; PEFT's patterns are read as PEFT reads them."""
+
+    name: ClassVar[str] = "lora"
+    peft_type: ClassVar[str] = "LORA"
+    config_keys: ClassVar[frozenset[str]] = frozenset("r lora_alpha use_rslora rank_pattern alpha_pattern".split())
+    view_tokens: ClassVar[int] = 4  # a row's matrices are r times a vector: gathering them for each token is dear
+
+    def spec(self, config: Mapping[str, Any], site: Site) -> LoraSpec:
+        ranks = pattern_of(config, "rank_pattern", lambda own: integer(own, "rank_pattern", None, 1, MAX_RANK))
+        alphas = pattern_of(config, "alpha_pattern", lambda own: number(own, "alpha_pattern", 0.0))
+        rank = lookup(ranks, site.name, "rank_pattern")
+        alpha = lookup(alphas, site.name, "alpha_pattern")
+        return LoraSpec(
+            rank=rank or integer(config, "r", 8, 1, MAX_RANK) or 8,
+            lora_alpha=number(config, "lora_alpha", 8.0) if alpha is None else float(alpha),
+            use_rslora=flag(config, "use_rslora"),
+        )
+
+    def config(self, specs: Mapping[Site, LoraSpec]) -> dict[str, Any]:
+        rank = Counter(spec.rank for spec in specs.values()).most_common(1)[0][0]
+        alpha = Counter(spec.lora_alpha for spec in specs.values()).most_common(1)[0][0]
+        return {
+            "r": rank,
+            "lora_alpha": alpha,
+            "use_rslora": next(iter(specs.values())).use_rslora,
+            "rank_pattern": {site.name: spec.rank for site, spec in specs.items() if spec.rank != rank},
+            "alpha_pattern": {site.name: spec.lora_alpha for site, spec in specs.items() if spec.lora_alpha != alpha},
+        }
+
+    def examples(self, site: Site) -> list[LoraSpec]:
+        return [LoraSpec(rank, alpha, rs) for rank in (1, 3, 8) for alpha in (16.0, 0.7) for rs in (False, True)]
+
+    def shapes(self, site: Site, spec: LoraSpec) -> dict[str, tuple[int, ...]]:
+        return {A: (spec.rank, site.d_in), B: (site.d_out, spec.rank)}
+
+    def init(self, site: Site, spec: LoraSpec, generator: Generator) -> dict[str, Tensor]:
+        """B zero, A uniform within 1 / sqrt(d_in), as PEFT's default."""
+        shapes = self.shapes(site, spec)
+        uniform = torch.rand(shapes[A], generator=generator) * 2 - 1
+        return {A: uniform * site.d_in**-0.5, B: torch.zeros(shapes[B])}
+
+    def layout(self, site: Site, spec: LoraSpec) -> tuple[()]:
+        return ()
+
+    def prepare(self, tensors: Tensors, site: Site, spec: LoraSpec) -> dict[str, Tensor]:
+        """`a [r, d_in]`, `b [d_out, r]` with the scaling in it."""
+        return {"a": tensors[A], "b": tensors[B] * spec.scaling}
+
+    def apply(self, x: Tensor, tables: Tensors, layout: tuple[()]) -> Tensor:
+        """`(x a^T) b^T`."""
+        a, b = tables["a"], tables["b"]
+        if a.dim() == 2:
+            return (x @ a.T) @ b.T
+        return (b @ (a @ x.unsqueeze(-1))).squeeze(-1)
+
+    def dense(self, tensors: Tensors, site: Site, spec: LoraSpec) -> Tensor:
+        return spec.scaling * (tensors[B].double() @ tensors[A].double())
+
+    def reference(self, x: Tensor, tensors: Tensors, site: Site, spec: LoraSpec) -> Tensor:
+        return spec.scaling * ((x @ tensors[A].double().T) @ tensors[B].double().T)
+
+    def flops(self, site: Site, spec: LoraSpec) -> float:
+        """One multiply-add counted as one, as the paper's table does."""
+        return float(spec.rank * (site.d_in + site.d_out))

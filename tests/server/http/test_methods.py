@@ -1,0 +1,78 @@
+"""Adapters of several methods on one server: each answers as the base with its dW merged in, also side by side."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from cdvft.adapter import Adapter, AdapterSpec
+from cdvft.backbone import Backbone, load_backbone
+from cdvft.checkpoint import make_adapter
+from cdvft.formatting import encode_prompt
+from cdvft.merge import merge
+from cdvft.methods import METHODS
+
+from tests.server.http.harness import Fleet
+
+PROMPTS = ["the cat", "a dog sat on the mat and it was", "b"]
+
+
+def adapters(base: Backbone) -> dict[str, Adapter]:
+    """One of every method and one more of another shape, on q and v of the tiny LLaMA, large enough to show."""
+    found = {}
+    sites = [site for site in base.info.sites.values() if site.name.endswith(("q_proj", "v_proj"))]
+    for method in METHODS:
+        examples = [method.examples(site) for site in sites]
+        for which in (0, -1):
+            specs = {site: own[which] for site, own in zip(sites, examples, strict=True)}
+            generator = torch.Generator().manual_seed(len(found))
+            tensors = {
+                site.name: {
+                    name: torch.randn(shape, generator=generator) * 0.6
+                    for name, shape in method.shapes(site, spec).items()
+                }
+                for site, spec in specs.items()
+            }
+            name = f"{method.name}-{len(found)}"
+            found[name] = make_adapter(AdapterSpec(method.name, specs), tensors, {}, base.info)
+    return found
+
+
+def greedy(backbone: Backbone, adapter: Adapter, prompt: str, count: int) -> list[int]:
+    assert backbone.lm_head is not None
+    ids = encode_prompt(backbone.tokenizer, prompt)
+    start = len(ids)
+    with torch.no_grad(), merge(backbone.model, adapter):
+        for _ in range(count):
+            hidden = backbone.model(input_ids=torch.tensor([ids])).last_hidden_state
+            ids.append(int(backbone.lm_head(hidden[0, -1]).argmax()))
+    return ids[start:]
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_every_method_answers_as_merged_weights_do(together: bool, tiny_server: object, llama: Backbone) -> None:
+    fleet: Fleet = tiny_server()  # type: ignore[operator]
+    reference = load_backbone(str(Path(llama.path)))
+    found = adapters(llama)
+    for name, adapter in found.items():
+        assert fleet.add(name, adapter)["method"] == adapter.spec.method
+    asked = [(name, prompt) for name in found for prompt in PROMPTS]
+
+    def ask(question: tuple[str, str]) -> str:
+        answer = fleet.live.complete(*question, max_tokens=12, ignore_eos=True)
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["x-adapter-digest"] == found[question[0]].digest
+        text: str = answer.json()["choices"][0]["text"]
+        return text
+
+    with ThreadPoolExecutor(len(asked) if together else 1) as pool:
+        answers = list(pool.map(ask, asked))
+    texts = set()
+    for (name, prompt), text in zip(asked, answers, strict=True):
+        ids = greedy(reference, found[name], prompt, 12)
+        prefix = encode_prompt(reference.tokenizer, prompt)
+        whole = reference.tokenizer.decode([*prefix, *ids], skip_special_tokens=True)
+        assert whole.endswith(text)
+        assert text == whole[len(reference.tokenizer.decode(prefix, skip_special_tokens=True)) :]
+        texts.add((prompt, text))
+    assert len(texts) > len(PROMPTS)  # the adapters differ
