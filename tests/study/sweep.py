@@ -4,6 +4,7 @@ Classification on minilm-roberta (four tasks, up to 1,500 rows each), language m
 """
 
 import argparse
+import random
 import statistics
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def trainings() -> list[Training]:
     found = []
     for recipe, (options, patch) in RECIPES.items():
         for task, split in CLASSIFY.items():
-            data, held_out = _first(task, "train", ROWS), _first(task, split, HELD_OUT)
+            data, held_out = _some(task, "train", ROWS), _some(task, split, HELD_OUT)
             config = TrainConfig("classify", str(inputs.model("minilm-roberta")), data, RUNS, held_out, **options)
             found.append(Training((recipe, task), config, patch=patch, about={"recipe": recipe, "task": task}))
         if recipe.startswith(NOT_LM):
@@ -54,9 +55,11 @@ def trainings() -> list[Training]:
     return found
 
 
-def _first(task: str, split: str, count: int) -> Path:
-    rows = inputs.rows(inputs.data(task, split))[:count]
-    return inputs.write_rows(RUNS / "data" / f"{task}-{split}-{count}.jsonl", rows)
+def _some(task: str, split: str, count: int) -> Path:
+    """Rows drawn by a fixed seed: files may be sorted by label."""
+    rows = inputs.rows(inputs.data(task, split))
+    drawn = random.Random(0).sample(rows, min(count, len(rows)))
+    return inputs.write_rows(RUNS / "data" / f"{task}-{split}-{count}.jsonl", drawn)
 
 
 def _texts() -> list[tuple[str, Path, int]]:
