@@ -4,7 +4,6 @@ minilm-roberta, eight tasks, three seeds; the epoch is chosen and the figure tak
 set, the epoch on valid (or a tenth held out) and the figure on test. Writes the tables of docs/training.md.
 """
 
-import argparse
 import math
 import random
 import statistics
@@ -15,7 +14,7 @@ from cdvft.train import TrainConfig
 from cdvft.train.metrics import matthews
 
 from tests.e2e import inputs
-from tests.study.runner import RUNS, Training, records, run_all
+from tests.study.runner import RUNS, Training, command, records
 
 SEEDS = (0, 1, 2)
 METHODS: dict[str, dict[str, Any]] = {
@@ -121,15 +120,5 @@ def tables() -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--table", action="store_true", help="print what is recorded and run nothing")
-    options = parser.parse_args()
-    if not options.table:
-        run_all("evidence", trainings(), options.jobs)
-    print(tables())
-
-
 if __name__ == "__main__":
-    main()
+    command("evidence", __doc__, trainings, tables)

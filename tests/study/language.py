@@ -3,7 +3,6 @@
 Perplexity of held-out text on stories260k and cdvft-tiny: the base, CDVFT, LoRA r=8; three seeds.
 """
 
-import argparse
 import random
 import statistics
 from pathlib import Path
@@ -15,7 +14,7 @@ from cdvft_server.demo.language import language
 
 from tests.e2e import inputs
 from tests.e2e.test_trial_generate import asking, loud, numbered
-from tests.study.runner import RUNS, Training, by, records, run_all
+from tests.study.runner import RUNS, Training, by, command, records
 
 SEEDS = (0, 1, 2)
 METHODS: dict[str, dict[str, Any]] = {"base": {"lr": 0.0}, "CDVFT": {}, "LoRA r=8": {"method": "lora", "lr": 5e-3}}
@@ -62,15 +61,5 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--table", action="store_true", help="print what is recorded and run nothing")
-    options = parser.parse_args()
-    if not options.table:
-        run_all("language", trainings(), options.jobs)
-    print(table())
-
-
 if __name__ == "__main__":
-    main()
+    command("language", __doc__, trainings, table)

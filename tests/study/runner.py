@@ -1,5 +1,6 @@
 """Trainings of a study: many, in worker processes, each recorded as it ends, none run twice."""
 
+import argparse
 import json
 import multiprocessing
 import os
@@ -15,7 +16,7 @@ from cdvft.train import TrainConfig
 
 from tests.e2e.inputs import ROOT
 
-__all__ = ["Training", "records", "run_all"]
+__all__ = ["RUNS", "Training", "by", "command", "records"]
 
 RUNS = ROOT / "runs" / "study"  # data, kept out of the repository
 RECORDED = ROOT / "tests" / "study" / "recorded"  # one line for each training
@@ -33,6 +34,19 @@ class Training:
     patch: str | None = None
     keep_predictions: bool = False
     about: dict[str, Any] = field(default_factory=dict)
+
+
+def command(
+    study: str, about: str | None, trainings: Callable[[], Sequence[Training]], table: Callable[[], str]
+) -> None:
+    """What `python -m tests.study.<study>` does: run what is not recorded yet, print the table."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--table", action="store_true", help="print what is recorded and run nothing")
+    options = parser.parse_args()
+    if not options.table:
+        run_all(study, trainings(), options.jobs)
+    print(table())
 
 
 def run_all(study: str, trainings: Sequence[Training], jobs: int) -> None:

@@ -3,7 +3,6 @@
 Classification on minilm-roberta (four tasks, up to 1,500 rows each), language modelling on stories260k (two tasks).
 """
 
-import argparse
 import random
 import statistics
 from pathlib import Path
@@ -13,7 +12,7 @@ from cdvft.train import TrainConfig
 
 from tests.e2e import inputs
 from tests.e2e.test_trial_generate import loud, own_stories
-from tests.study.runner import RUNS, Training, by, records, run_all
+from tests.study.runner import RUNS, Training, by, command, records
 
 ROWS, HELD_OUT = 1500, 1000
 CLASSIFY = {"trec": "valid", "sst_2": "valid", "clinc_banking": "valid", "banking77": "test"}
@@ -86,15 +85,5 @@ def _figure(record: dict[str, Any]) -> float:
     return metrics["perplexity"] if "perplexity" in metrics else metrics["accuracy"]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--table", action="store_true", help="print what is recorded and run nothing")
-    options = parser.parse_args()
-    if not options.table:
-        run_all("sweep", trainings(), options.jobs)
-    print(table())
-
-
 if __name__ == "__main__":
-    main()
+    command("sweep", __doc__, trainings, table)
