@@ -31,6 +31,11 @@ class PreparedAdapter:
     nbytes: int
     head_nbytes: int
 
+    @property
+    def least_memory(self) -> int:
+        """Bytes of a bank that holds this adapter alone: its row, the row of zeros, and the head."""
+        return 2 * self.nbytes + self.head_nbytes
+
 
 @torch.no_grad()
 def prepare_adapter(adapter: Adapter) -> PreparedAdapter:

@@ -153,6 +153,16 @@ class Residency:
                     "model",
                 )
 
+    def _check_size(self, row: VersionRow, prepared: PreparedAdapter) -> None:
+        """Uploaded when there was more memory, it may be too large for what there is now."""
+        budget = self._pool.stats().budget_bytes
+        if prepared.least_memory > budget:
+            message = (
+                f"adapter {row.name}@{row.version} takes {prepared.least_memory} bytes of adapter memory, this server "
+                f"has {budget} (--adapter-memory)"
+            )
+            raise unavailable("adapter_unavailable", message, retry_after=60)
+
     def _measure(self, prepared: PreparedAdapter) -> None:
         bank = self._banks.setdefault(prepared.signature, len(self._banks))
         self._sizes[prepared.digest] = _Size(bank, prepared.nbytes, prepared.head_nbytes)
@@ -177,6 +187,7 @@ class Residency:
         try:
             prepared = await self._workers.run(self._read, row)
             self._measure(prepared)
+            self._check_size(row, prepared)
             return await self._place(prepared, self._loads[row.digest])
         finally:
             del self._loads[row.digest]

@@ -7,7 +7,7 @@ from typing import BinaryIO
 from cdvft.adapter import Adapter
 from cdvft.checkpoint import AdapterFiles, read_adapter
 from cdvft.errors import InvalidAdapter, InvalidData
-from cdvft.prepared import prepare_adapter
+from cdvft.prepared import PreparedAdapter, prepare_adapter
 from cdvft.selftest import probe_sites
 
 from cdvft_server.answers import SelfTest
@@ -50,7 +50,7 @@ class Stored:
 
 class Uploads:
     def __init__(self, parts: Parts) -> None:
-        self._config, self._base, self._engine = parts.config, parts.base, parts.engine
+        self._config, self._base, self._engine, self._pool = parts.config, parts.base, parts.engine, parts.pool
         self._store, self._templates, self._workers = parts.store, parts.templates, parts.workers
 
     async def put(self, tenant: str, form: UploadForm) -> Stored:
@@ -108,6 +108,7 @@ class Uploads:
         adapter = self.read(files, labels)
         self._check_template(adapter.spec.template)
         prepared = prepare_adapter(adapter)
+        self._check_size(prepared)
         error = probe_sites(adapter, prepared)
         if not error <= MAX_ERROR:
             raise InvalidAdapter(
@@ -131,6 +132,16 @@ class Uploads:
             ignored_files=ignored,
         )
         return NewVersion(files, adapter.digest, self._base.digest, labels, summary.model_dump())
+
+    def _check_size(self, prepared: PreparedAdapter) -> None:
+        """What memory without anything else in it could not hold would never answer."""
+        budget = self._pool.stats().budget_bytes
+        if prepared.least_memory > budget:
+            raise ApiError(
+                "too_large",
+                f"the adapter takes {prepared.least_memory} bytes of adapter memory, there are {budget} "
+                "(--adapter-memory)",
+            )
 
     def _check_template(self, template: str | None) -> None:
         """Compile it, not run it, and in the process that may be killed: compiling evaluates constants."""

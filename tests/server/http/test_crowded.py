@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from cdvft.backbone import Backbone
+from cdvft.checkpoint import adapter_files
 from cdvft.prepared import prepare_adapter
 
 from tests.server.http.harness import Fleet, error_of
@@ -61,3 +62,22 @@ def test_a_call_that_can_never_fit_is_refused_at_once(crowded: Fleet) -> None:
     assert time.monotonic() - started < WAIT
     assert crowded.live.gauge("cdvft_adapter_leases") == 0
     assert classify(crowded, list(range(ROOM))).status_code == 200
+
+
+def test_an_adapter_larger_than_the_memory(tiny_server: Any, llama: Backbone) -> None:
+    """Refused when it is uploaded; stored before the memory was made smaller, it is unavailable at once."""
+    adapter = random_adapter(llama.info, 1, "classification")
+    prepared = prepare_adapter(adapter)
+    needed = 2 * prepared.nbytes + prepared.head_nbytes
+    before: Fleet = tiny_server(adapter_memory=needed)
+    before.add("large", adapter)
+    assert before.live.classify("large").status_code == 200
+    after: Fleet = tiny_server(adapter_memory=needed - 1, pool_wait_seconds=WAIT)
+    started = time.monotonic()
+    refused = after.live.classify("large")
+    assert (refused.status_code, error_of(refused)["code"]) == (503, "adapter_unavailable")
+    assert f"takes {needed} bytes of adapter memory, this server has {needed - 1}" in error_of(refused)["message"]
+    again = after.live.upload("other", adapter_files(adapter, llama.info))
+    assert (again.status_code, error_of(again)["code"]) == (413, "too_large")
+    assert time.monotonic() - started < WAIT
+    assert after.live.complete("tiny-llama").status_code == 200
