@@ -35,6 +35,8 @@ def train(name: str, data: Path, out: Path) -> dict[str, Any]:
     files = ["--data", str(data / name / "train.jsonl"), "--eval", str(data / name / "valid.jsonl")]
     command = ["train", kind, "--base", str(base_path()), *files, "--out", str(out / name), "--epochs", "4"]
     report: dict[str, Any] = json.loads(run("-m", "cdvft_server.cli", *command).splitlines()[-1])
+    for about_the_run in ("training.json", "training.png"):
+        (out / name / about_the_run).unlink()
     return report
 
 
