@@ -36,7 +36,8 @@ class SiteCost:
 
 @dataclass(frozen=True)
 class AdapterCost:
-    """`parameters` and `flops` (per token) are without the head; bytes are of the files, one bank row, and the head."""
+    """`parameters` and `flops` (per token) are without the head; bytes are of the files, one bank row, the head, and
+    what all adapters of the bank share."""
 
     parameters: int
     head_parameters: int
@@ -44,6 +45,7 @@ class AdapterCost:
     disk_bytes: int
     device_bytes: int
     head_device_bytes: int
+    shared_device_bytes: int
     sites: tuple[SiteCost, ...]
 
 
@@ -67,6 +69,7 @@ def adapter_cost(adapter: Adapter, files: AdapterFiles) -> AdapterCost:
         disk_bytes=files.size,
         device_bytes=prepared.nbytes,
         head_device_bytes=prepared.head_nbytes,
+        shared_device_bytes=prepared.shared_nbytes,
         sites=sites,
     )
 

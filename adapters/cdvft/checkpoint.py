@@ -3,16 +3,17 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from cdvft.adapter import Adapter, AdapterSpec
 from cdvft.baseinfo import BaseInfo
 from cdvft.digest import adapter_digest
 from cdvft.errors import InvalidAdapter, InvalidData
-from cdvft.files import CONFIG_NAME, TEMPLATE_NAME, WEIGHTS_NAME, AdapterFiles, read_folder, write_folder
+from cdvft.files import CONFIG_NAME, FROZEN_NAME, TEMPLATE_NAME, WEIGHTS_NAME, AdapterFiles, read_folder, write_folder
 from cdvft.headfile import HEAD_MODULES, head_config, read_head
 from cdvft.methods import Method, method_for_peft_type, method_named
 from cdvft.options import check_options
@@ -29,6 +30,7 @@ __all__ = [
     "AdapterFiles",
     "adapter_digest",
     "adapter_files",
+    "freeze",
     "make_adapter",
     "read_adapter",
     "read_folder",
@@ -39,6 +41,7 @@ MAX_LABELS = 512
 MAX_CONFIG_BYTES = 1 << 20
 MAX_TEMPLATE_BYTES = 16 * 1024
 PREFIX = "base_model.model."
+ROOT = "base_model."  # before the names of tensors that belong to no module
 EMBEDDINGS = re.compile(r"(.*\.)?(lora_embedding_[AB]|trainable_tokens\w*|embed_tokens|\w*embeddings|lm_head)(\..*)?")
 
 SiteTensors = dict[str, dict[str, Tensor]]
@@ -64,7 +67,9 @@ def read_adapter(
     method = method_for_peft_type(config.get("peft_type"))
     check_options(config, method.config_keys)
     base_verified = _check_base(config.get("base_digest"), base)
-    tensors, head_tensors = _assign(read_tensors(files.weights, max_header_bytes), base)
+    tensors, head_tensors, frozen = _assign(read_tensors(files.weights, max_header_bytes), base, method.frozen_names)
+    if files.frozen is not None:
+        frozen |= read_tensors(files.frozen, max_header_bytes, FROZEN_NAME)
     _check_saved_modules(config.get("modules_to_save"))
     _check_targets(config, tensors, base)
     sites = {base.sites[name]: method.spec(config, base.sites[name]) for name in sorted(tensors)}
@@ -78,7 +83,17 @@ def read_adapter(
         max_length=reading.max_length,
         template=_read_template(files.template),
     )
-    return make_adapter(spec, tensors, head_tensors, base, base_verified=base_verified)
+    return make_adapter(spec, tensors, head_tensors, base, base_verified=base_verified, frozen=frozen)
+
+
+def freeze(files: AdapterFiles, adapter: Adapter) -> AdapterFiles:
+    """The files from which `adapter` was read, with the frozen tensors that they left to a seed."""
+    names = adapter.method.frozen_names
+    weights = read_tensors(files.weights) if names and adapter.frozen else {}
+    saved = any(full.rpartition(".")[2] in names for full in weights)
+    if not adapter.frozen or saved or files.frozen is not None:
+        return files
+    return replace(files, frozen=write_tensors(adapter.frozen))
 
 
 def make_adapter(
@@ -88,10 +103,12 @@ def make_adapter(
     base: BaseInfo,
     *,
     base_verified: bool = True,
+    frozen: Mapping[str, Tensor] | None = None,
 ) -> Adapter:
     """An adapter with its digest; tensors are copied to fp32 on the CPU. Raises InvalidAdapter for what does not fit.
 
     `tensors[site.name][name]`; `base_verified` False says that nobody knows whether it was trained on this base.
+    `frozen` empty or None: drawn from the spec, by the methods that can.
     """
     method = method_named(spec.method)
     if not spec.sites:
@@ -107,7 +124,9 @@ def make_adapter(
     for name in sorted(tensors.keys() - own.keys()):
         raise InvalidAdapter(f"tensors for {name}, which is not among the adapter's sites")
     own_head = {name: _own(name, tensor) for name, tensor in sorted(head.items())}
-    return Adapter(spec, own, own_head, adapter_digest(spec, own, own_head), base_verified)
+    own_frozen = _frozen(method, spec.sites, frozen or {})
+    digest = adapter_digest(spec, own, own_head, own_frozen)
+    return Adapter(spec, own, own_head, digest, base_verified, own_frozen)
 
 
 def adapter_files(adapter: Adapter, base: BaseInfo, extra: Mapping[str, Any] | None = None) -> AdapterFiles:
@@ -128,15 +147,35 @@ def adapter_files(adapter: Adapter, base: BaseInfo, extra: Mapping[str, Any] | N
     prefix = PREFIX + base.family.prefixes[0]
     tensors = {f"{prefix}{site}.{name}": t for site, own in adapter.tensors.items() for name, t in own.items()}
     tensors |= {PREFIX + name: tensor for name, tensor in adapter.head.items()}
+    with_weights = bool(adapter.method.frozen_names)
+    for name, tensor in adapter.frozen.items() if with_weights else ():
+        tensors[(prefix if "." in name else ROOT) + name] = tensor
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     template = None if spec.template is None else spec.template.encode()
-    return AdapterFiles(text.encode(), write_tensors(tensors), template)
+    frozen = None if with_weights or not adapter.frozen else write_tensors(adapter.frozen)
+    return AdapterFiles(text.encode(), write_tensors(tensors), template, frozen)
 
 
 def _own(name: str, tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        raise InvalidAdapter(f"{WEIGHTS_NAME}: {name} has dtype {tensor.dtype}; accepted: F64, F32, F16, BF16")
     own = tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
     if not bool(torch.isfinite(own).all()):
         raise InvalidAdapter(f"{WEIGHTS_NAME}: {name} has NaN or infinite values in fp32")
+    return own
+
+
+def _frozen(method: Method[Any], specs: Mapping[Site, Any], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    found = dict(given)
+    if not found and method.frozen_in_config:
+        found = method.frozen(specs, Generator())
+    own = {
+        name: _own(name, tensor)
+        if tensor.is_floating_point()
+        else tensor.detach().to("cpu", torch.int64, copy=True).contiguous()
+        for name, tensor in sorted(found.items())
+    }
+    method.check_frozen(own, specs)
     return own
 
 
@@ -167,24 +206,33 @@ def _check_base(stated: Any, base: BaseInfo) -> bool:
     return True
 
 
-def _assign(tensors: Mapping[str, Tensor], base: BaseInfo) -> tuple[SiteTensors, dict[str, Tensor]]:
-    """Every tensor to its site or to the head. Raises InvalidAdapter for one that neither takes."""
+def _assign(
+    tensors: Mapping[str, Tensor], base: BaseInfo, frozen_names: frozenset[str]
+) -> tuple[SiteTensors, dict[str, Tensor], dict[str, Tensor]]:
+    """Every tensor to its site, to the head or to the frozen ones. Raises InvalidAdapter for one that none takes."""
     sites: SiteTensors = {}
     head: dict[str, Tensor] = {}
+    frozen: dict[str, Tensor] = {}
     for full, tensor in tensors.items():
         name = full.removeprefix(PREFIX)
+        if (root := full.removeprefix(ROOT)) in frozen_names:
+            frozen[root] = tensor
+            continue
         if name == full:
             raise InvalidAdapter(f"{WEIGHTS_NAME}: {full[:200]} does not start with {PREFIX}")
         if name.split(".")[0] in HEAD_MODULES:
             head[name] = tensor
             continue
         site, rest = _split(name, base)
+        if rest in frozen_names:
+            frozen[f"{site}.{rest}"] = tensor
+            continue
         if rest in sites.setdefault(site, {}):
             raise InvalidAdapter(f"{WEIGHTS_NAME}: {site}.{rest} is there twice, with and without the family prefix")
         sites[site][rest] = tensor
     if not sites:
         raise InvalidAdapter(f"{WEIGHTS_NAME} has no tensor for any layer of the base")
-    return sites, head
+    return sites, head, frozen
 
 
 def _split(name: str, base: BaseInfo) -> tuple[str, str]:

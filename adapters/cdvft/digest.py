@@ -12,19 +12,24 @@ from torch import Tensor
 from cdvft.adapter import AdapterSpec
 from cdvft.site import Site
 
-__all__ = ["adapter_digest"]
+__all__ = ["adapter_digest", "tensor_hash"]
 
 FORMAT = 1
 
 
-def adapter_digest(spec: AdapterSpec, tensors: Mapping[str, Mapping[str, Tensor]], head: Mapping[str, Tensor]) -> str:
+def adapter_digest(
+    spec: AdapterSpec,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    head: Mapping[str, Tensor],
+    frozen: Mapping[str, Tensor] | None = None,
+) -> str:
     """ "sha256:<64 hex>" over canonical JSON of the spec and of every tensor's name, dtype, shape and bytes' sha256.
 
     Tensors are hashed as they are served (fp32): the same numbers stored as F16 and as F32 are the same adapter.
     Not in it: the adapter's name, description, dropout, paths, tensor order, safetensors metadata, the base.
     """
     sites = sorted(spec.sites)
-    content = {
+    content: dict[str, Any] = {
         "format": FORMAT,
         "method": spec.method,
         "task": spec.task,
@@ -36,6 +41,8 @@ def adapter_digest(spec: AdapterSpec, tensors: Mapping[str, Mapping[str, Tensor]
         "tensors": sorted(_row(f"{site}/{name}", t) for site, own in tensors.items() for name, t in own.items()),
         "head_tensors": sorted(_row(name, t) for name, t in head.items()),
     }
+    if frozen:  # methods without have the digests that they had before there were methods with
+        content["frozen_tensors"] = sorted(_row(name, t) for name, t in frozen.items())
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
@@ -47,10 +54,14 @@ def _options(spec: AdapterSpec, site: Site) -> dict[str, Any]:
     return asdict(options)
 
 
+def tensor_hash(tensor: Tensor) -> str:
+    """sha256 of a tensor's bytes, 64 hex digits."""
+    return hashlib.sha256(_raw(tensor.detach().to("cpu").contiguous())).hexdigest()
+
+
 def _row(name: str, tensor: Tensor) -> list[Any]:
-    own = tensor.detach().to("cpu").contiguous()
-    dtype = str(own.dtype).removeprefix("torch.")
-    return [name, dtype, list(own.shape), hashlib.sha256(_raw(own)).hexdigest()]
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return [name, dtype, list(tensor.shape), tensor_hash(tensor)]
 
 
 def _raw(tensor: Tensor) -> bytes:

@@ -6,7 +6,7 @@ Gather outside, maths inside: this module picks table rows, a method's `apply` c
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,7 +24,8 @@ CHUNK = 256  # tokens per `apply`: temporaries stay in the L2 cache
 class BankSlice:
     """Tokens `[start, stop)` of a packed batch whose adapters sit in one bank.
 
-    `tables[site.name]` holds `[rows, ...]` tensors, `layouts[site.name]` what the method needs besides them;
+    `tables[site.name]` holds `[rows, ...]` tensors, `shared[site.name]` those that all rows have in common,
+    `layouts[site.name]` what the method needs besides them;
     `runs` are (row, number of tokens) in token order and cover the slice.
     """
 
@@ -34,6 +35,7 @@ class BankSlice:
     tables: Mapping[str, Tensors]
     layouts: Mapping[str, Any]
     runs: Sequence[tuple[int, int]]
+    shared: Mapping[str, Tensors] = field(default_factory=dict)
 
     def chunks(self) -> list[tuple[int, int, int | Tensor]]:
         """(start, stop, row or rows `[stop - start]`): long runs by one row, neighbouring short ones together."""
@@ -86,9 +88,10 @@ class AdapterContext:
             tables = bank.tables.get(site.name)
             if tables is None:
                 continue
-            layout = bank.layouts[site.name]
+            layout, shared = bank.layouts[site.name], bank.shared.get(site.name, {})
             for start, stop, rows in chunks:
                 picked = {name: _pick(table, rows) for name, table in tables.items()}
+                picked.update(shared)
                 y[start:stop] += bank.method.apply(x[start:stop].float(), picked, layout).to(y.dtype)
 
 
@@ -117,9 +120,12 @@ class AdaptedLinear(nn.Module):
 class TrainableLinear(nn.Module):
     """A frozen linear layer that trains one adapter, by the same `prepare` and `apply` that serve it."""
 
-    def __init__(self, linear: nn.Linear, site: Site, method: Method[Any], spec: Any, tensors: Tensors) -> None:
+    def __init__(
+        self, linear: nn.Linear, site: Site, method: Method[Any], spec: Any, tensors: Tensors, *, frozen: Tensors
+    ) -> None:
         super().__init__()
         self.linear, self.site, self.method, self.spec = linear, site, method, spec
+        self.frozen = {name: tensor.to(linear.weight.device) for name, tensor in frozen.items()}
         self.vectors = nn.ParameterDict({name: nn.Parameter(tensor.clone()) for name, tensor in tensors.items()})
 
     @property
@@ -129,7 +135,7 @@ class TrainableLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.linear(x)
         with torch.autocast(x.device.type, enabled=False):
-            tables = self.method.prepare(dict(self.vectors.items()), self.site, self.spec)
+            tables = self.method.prepare({**dict(self.vectors.items()), **self.frozen}, self.site, self.spec)
             delta = self.method.apply(x.float(), tables, self.method.layout(self.site, self.spec))
         return y + delta.to(y.dtype)
 

@@ -18,7 +18,7 @@ READ = frozenset(
 # PEFT's bookkeeping, and settings of options that are refused when they are used: they say nothing about the answer
 BOOKKEEPING = frozenset("base_model_name_or_path revision inference_mode auto_mapping peft_version".split())
 BOOKKEEPING |= {"megatron_core", "qalora_group_size"}
-TRAINING_ONLY = re.compile(r"init_.*|(.*_)?dropout(_.*)?")
+TRAINING_ONLY = re.compile(r"init_.*|d_initial|(.*_)?dropout(_.*)?")
 # values that mean "not used" though they are not empty
 NEUTRAL = {"bias": "none"}
 UNSUPPORTED = {

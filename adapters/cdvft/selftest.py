@@ -23,8 +23,9 @@ def probe_sites(adapter: Adapter, prepared: PreparedAdapter) -> float:
     method, worst = adapter.method, 0.0
     for site, spec in sorted(adapter.spec.sites.items()):
         x = torch.randn(PROBES, site.d_in, generator=torch.Generator().manual_seed(SEED))
-        served = method.apply(x, prepared.tables[site.name], prepared.layouts[site.name]).double()
-        exact = method.reference(x.double(), adapter.tensors[site.name], site, spec)
+        tables = {**prepared.tables[site.name], **prepared.shared.get(site.name, {})}
+        served = method.apply(x, tables, prepared.layouts[site.name]).double()
+        exact = method.reference(x.double(), adapter.site_tensors(site), site, spec)
         worst = max(worst, _relative(float((served - exact).abs().max()), float(exact.abs().max())))
     return worst
 

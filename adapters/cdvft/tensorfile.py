@@ -17,18 +17,23 @@ __all__ = ["MAX_HEADER_BYTES", "read_tensors", "write_tensors"]
 
 MAX_HEADER_BYTES = 1 << 20
 MAX_NAME = 512  # characters
-DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4}
 
 
-def read_tensors(data: bytes, max_header_bytes: int = MAX_HEADER_BYTES) -> dict[str, Tensor]:
-    """Name -> fp32 tensor; F64, F16 and BF16 are converted. Raises InvalidAdapter naming what is wrong, TooLarge
-    for a header beyond the limit."""
-    _check_header(data, max_header_bytes)
+def read_tensors(data: bytes, max_header_bytes: int = MAX_HEADER_BYTES, file: str = WEIGHTS_NAME) -> dict[str, Tensor]:
+    """Name -> fp32 tensor, int64 for I32 and I64. Raises InvalidAdapter naming what is wrong, TooLarge for a header
+    beyond the limit."""
+    try:
+        _check_header(data, max_header_bytes)
+    except (InvalidAdapter, TooLarge) as error:
+        if file == WEIGHTS_NAME:
+            raise
+        raise type(error)(str(error).replace(WEIGHTS_NAME, file, 1)) from None
     try:
         tensors = safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError, RuntimeError, KeyError) as error:
-        raise InvalidAdapter(f"{WEIGHTS_NAME} cannot be read: {error}") from None
-    return {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
+        raise InvalidAdapter(f"{file} cannot be read: {error}") from None
+    return {name: t.to(torch.float32 if t.is_floating_point() else torch.int64) for name, t in tensors.items()}
 
 
 def write_tensors(tensors: Mapping[str, Tensor]) -> bytes:

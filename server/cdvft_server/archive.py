@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from cdvft.errors import InvalidAdapter
-from cdvft.files import CONFIG_NAME, TEMPLATE_NAME, WEIGHTS_NAME, AdapterFiles
+from cdvft.files import CONFIG_NAME, FIELDS, WEIGHTS_NAME, AdapterFiles
 
 from cdvft_server.exceptions import BadArchive, TooLarge
 from cdvft_server.tarball import TarMember, tar_members
@@ -25,13 +25,14 @@ class ArchiveLimits:
     """In bytes, and `members` by number. `expansion` counts everything that must be expanded to read the archive."""
 
     weights: int = 256 << 20
+    frozen: int = 256 << 20
     expansion: int = 512 << 20
     members: int = 64
     config: int = 1 << 20
     template: int = 16 << 10
 
     def of(self, name: str) -> int:
-        return {CONFIG_NAME: self.config, WEIGHTS_NAME: self.weights, TEMPLATE_NAME: self.template}[name]
+        return int(getattr(self, FIELDS[name]))
 
 
 def read_archive(data: BinaryIO | bytes, limits: ArchiveLimits | None = None) -> tuple[AdapterFiles, list[str]]:
@@ -44,14 +45,13 @@ def read_archive(data: BinaryIO | bytes, limits: ArchiveLimits | None = None) ->
     members = _opener(io.BytesIO(data) if isinstance(data, bytes) else data, limits)
     listed = _listed(members(), limits)
     root = _root(listed)
-    wanted = {(*root, name): name for name in (CONFIG_NAME, WEIGHTS_NAME, TEMPLATE_NAME) if (*root, name) in listed}
+    wanted = {(*root, name): name for name in FIELDS if (*root, name) in listed}
     contents = {
         wanted[parts]: _content(member, limits.of(wanted[parts]))
         for member in members()
         if not member.folder and (parts := _parts(member.path)) in wanted
     }
-    files = AdapterFiles(contents[CONFIG_NAME], contents[WEIGHTS_NAME], contents.get(TEMPLATE_NAME))
-    return files, [path for parts, path in listed.items() if parts not in wanted]
+    return AdapterFiles.of(contents), [path for parts, path in listed.items() if parts not in wanted]
 
 
 def _opener(file: BinaryIO, limits: ArchiveLimits) -> Callable[[], Iterable[Member]]:

@@ -1,12 +1,13 @@
 """The contract that every registered method keeps. A new method needs no line here: it brings `examples` of its own."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from cdvft.adapter import AdapterSpec
 from cdvft.baseinfo import BaseInfo
-from cdvft.checkpoint import adapter_files, make_adapter, read_adapter
+from cdvft.checkpoint import adapter_files, freeze, make_adapter, read_adapter
 from cdvft.family import FAMILIES
 from cdvft.methods import METHODS, Method
 from cdvft.prepared import prepare_adapter
@@ -31,6 +32,11 @@ def random_tensors(method: Method, site: Site, spec, seed: int, dtype=torch.floa
     return {name: torch.randn(shape, generator=generator, dtype=dtype) for name, shape in shapes.items()}
 
 
+def share(method: Method, site: Site, spec, seed: int) -> dict[str, torch.Tensor]:
+    """The site's frozen tensors, as a new adapter has them."""
+    return method.frozen_of(method.frozen({site: spec}, torch.Generator().manual_seed(seed)), site, spec)
+
+
 def base_of(*sites: Site) -> BaseInfo:
     named = {site.name: site for site in sites}
     return BaseInfo("paper", "sha256:" + "0" * 64, FAMILIES["llama"], named, 8, 64, False)
@@ -53,14 +59,14 @@ def test_every_method_has_its_own_names() -> None:
 @given(cases())
 def test_apply_is_the_dense_matrix(case) -> None:
     method, site, spec, seed = case
-    tensors = random_tensors(method, site, spec, seed)
+    tensors = random_tensors(method, site, spec, seed) | share(method, site, spec, seed)
     dense = method.dense(tensors, site, spec)
     assert dense.dtype == torch.float64
     assert dense.shape == (site.d_out, site.d_in)
     x = torch.randn(3, 2, site.d_in, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 1))
     layout = method.layout(site, spec)
     exact = x @ dense.T
-    doubles = {name: tensor.double() for name, tensor in tensors.items()}
+    doubles = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     assert close(method.apply(x, method.prepare(doubles, site, spec), layout), exact, 1e-11)
     single = method.apply(x.float(), method.prepare(tensors, site, spec), layout)
     assert single.dtype == torch.float32
@@ -71,12 +77,19 @@ def test_apply_is_the_dense_matrix(case) -> None:
 @given(cases(), st.lists(st.integers(0, 3), min_size=1, max_size=9))
 def test_a_batch_of_rows_is_each_row_alone_and_row_zero_is_nothing(case, rows: list[int]) -> None:
     method, site, spec, seed = case
-    adapters = [random_tensors(method, site, spec, seed + k) for k in range(3)]
+    frozen = share(method, site, spec, seed)
+    adapters = [random_tensors(method, site, spec, seed + k) | frozen for k in range(3)]
     own = [method.prepare(tensors, site, spec) for tensors in adapters]
-    tables = {name: torch.stack([torch.zeros_like(own[0][name]), *(t[name] for t in own)]) for name in own[0]}
+    shared = {name: own[0][name] for name in method.shared_tables}
+    assert all(torch.equal(t[name], shared[name]) for t in own for name in shared)
+    tables = {
+        name: torch.stack([torch.zeros_like(table), *(t[name] for t in own)])
+        for name, table in own[0].items()
+        if name not in shared
+    }
     x = torch.randn(len(rows), site.d_in, generator=torch.Generator().manual_seed(seed))
     layout = method.layout(site, spec)
-    together = method.apply(x, {name: table[rows] for name, table in tables.items()}, layout)
+    together = method.apply(x, {name: table[rows] for name, table in tables.items()} | shared, layout)
     for position, row in enumerate(rows):
         if row == 0:
             assert torch.equal(together[position], torch.zeros(site.d_out))
@@ -91,11 +104,11 @@ def test_a_batch_of_rows_is_each_row_alone_and_row_zero_is_nothing(case, rows: l
 def test_gradients_are_right_through_prepare_and_apply(case) -> None:
     method, site, spec, seed = case
     tensors = random_tensors(method, site, spec, seed, torch.float64)
-    names = sorted(tensors)
+    names, frozen = sorted(tensors), share(method, site, spec, seed)
     layout = method.layout(site, spec)
 
     def forward(x: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
-        return method.apply(x, method.prepare(dict(zip(names, values, strict=True)), site, spec), layout)
+        return method.apply(x, method.prepare(dict(zip(names, values, strict=True)) | frozen, site, spec), layout)
 
     x = torch.randn(2, site.d_in, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     inputs = [t.clone().requires_grad_() for t in (x, *(tensors[name] for name in names))]
@@ -108,11 +121,12 @@ def test_a_fresh_adapter_changes_nothing_and_can_learn(case) -> None:
     fresh = method.init(site, spec, torch.Generator().manual_seed(seed))
     assert {name: tuple(t.shape) for name, t in fresh.items()} == method.shapes(site, spec)
     assert all(t.dtype == torch.float32 for t in fresh.values())
-    assert torch.count_nonzero(method.dense(fresh, site, spec)) == 0
+    frozen = share(method, site, spec, seed)
+    assert torch.count_nonzero(method.dense(fresh | frozen, site, spec)) == 0
     x = torch.randn(4, site.d_in, generator=torch.Generator().manual_seed(seed))
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in fresh.items()}
     target = torch.randn(4, site.d_out, generator=torch.Generator().manual_seed(seed + 1))
-    y = method.apply(x, method.prepare(leaves, site, spec), method.layout(site, spec))
+    y = method.apply(x, method.prepare(leaves | frozen, site, spec), method.layout(site, spec))
     (y - target).square().sum().backward()
     assert any(float(t.grad.abs().max()) > 0 for t in leaves.values() if t.grad is not None)
 
@@ -135,7 +149,8 @@ def test_save_and_load_is_bit_identical(case) -> None:
     method, site, spec, seed = case
     base = base_of(site)
     tensors = {site.name: random_tensors(method, site, spec, seed)}
-    adapter = make_adapter(AdapterSpec(method.name, {site: spec}), tensors, {}, base)
+    frozen = method.frozen({site: spec}, torch.Generator().manual_seed(seed))
+    adapter = make_adapter(AdapterSpec(method.name, {site: spec}), tensors, {}, base, frozen=frozen)
     files = adapter_files(adapter, base)
     again = read_adapter(files, base)
     assert again.digest == adapter.digest
@@ -144,7 +159,14 @@ def test_save_and_load_is_bit_identical(case) -> None:
     assert again.tensors.keys() == adapter.tensors.keys()
     for name, tensor in adapter.tensors[site.name].items():
         assert torch.equal(again.tensors[site.name][name].view(torch.int32), tensor.view(torch.int32))
+    assert again.frozen.keys() == adapter.frozen.keys()
+    assert all(torch.equal(again.frozen[name], tensor) for name, tensor in adapter.frozen.items())
     assert adapter_files(again, base) == files
+    assert freeze(files, again) == files
+    if method.frozen_in_config and files.frozen is not None:
+        left_to_the_seed = read_adapter(replace(files, frozen=None), base)
+        assert left_to_the_seed.digest == adapter.digest
+        assert freeze(replace(files, frozen=None), left_to_the_seed) == files
 
 
 @given(cases())
@@ -152,7 +174,8 @@ def test_save_and_load_is_bit_identical(case) -> None:
 def test_accounts_and_self_test(case) -> None:
     method, site, spec, seed = case
     tensors = {site.name: random_tensors(method, site, spec, seed)}
-    adapter = make_adapter(AdapterSpec(method.name, {site: spec}), tensors, {}, base_of(site))
+    frozen = method.frozen({site: spec}, torch.Generator().manual_seed(seed))
+    adapter = make_adapter(AdapterSpec(method.name, {site: spec}), tensors, {}, base_of(site), frozen=frozen)
     prepared = prepare_adapter(adapter)
     assert adapter.num_parameters == method.num_parameters(site, spec)
     assert method.flops(site, spec) > 0

@@ -11,7 +11,7 @@ from cdvft.errors import InvalidAdapter
 from cdvft.heads import head_logits
 from cdvft.linear import AdapterContext, BankSlice, adapt
 from cdvft.prepared import prepare_adapter
-from peft import C3AConfig, LoraConfig, get_peft_model
+from peft import C3AConfig, FourierFTConfig, LoraConfig, VeraConfig, WaveFTConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from tests.tiny import tiny_bert, tiny_llama, tiny_roberta
@@ -39,6 +39,29 @@ CONFIGS: dict[str, Any] = {
     ),
     "lora, all linear": lambda: LoraConfig(r=2, target_modules="all-linear"),
     "lora, one layer": lambda: LoraConfig(r=2, target_modules=QV, layers_to_transform=[1]),
+    "fourierft": lambda: FourierFTConfig(n_frequency=50, scaling=20.0, target_modules=QV),
+    "fourierft, pattern": lambda: FourierFTConfig(
+        n_frequency=64,
+        n_frequency_pattern={"v_proj": 9, "value": 1024},
+        scaling=15.0,
+        random_loc_seed=5,
+        target_modules=MLP,
+    ),
+    "vera": lambda: VeraConfig(r=8, target_modules=QV),
+    "vera, key": lambda: VeraConfig(r=5, projection_prng_key=77, save_projection=False, target_modules=MLP),
+    "vera, saved": lambda: VeraConfig(r=5, projection_prng_key=78, save_projection=True, target_modules=MLP),
+    "waveft": lambda: WaveFTConfig(n_frequency=60, scaling=5.0, target_modules=MLP),
+    "waveft, db3": lambda: WaveFTConfig(
+        n_frequency=99, scaling=5.0, wavelet_family="db3", random_loc_seed=1, target_modules=MLP
+    ),
+    "waveft, coif1, pattern": lambda: WaveFTConfig(
+        n_frequency=30,
+        n_frequency_pattern={"v_proj": 9, "value": 300},
+        scaling=5.0,
+        wavelet_family="coif1",
+        target_modules=QV,
+    ),
+    "waveft, no transform": lambda: WaveFTConfig(n_frequency=30, scaling=5.0, use_idwt=False, target_modules=MLP),
     "c3a": lambda: C3AConfig(block_size=8, target_modules=QV),
     "c3a, pattern": lambda: C3AConfig(block_size=16, block_size_pattern={"v_proj": 4, "value": 32}, target_modules=MLP),
 }
@@ -83,7 +106,7 @@ def served(backbone: Backbone, out: Path, ids: torch.Tensor) -> torch.Tensor:
         s: {n: torch.stack([torch.zeros_like(t), t]) for n, t in own.items()} for s, own in prepared.tables.items()
     }
     count = ids.shape[1]
-    bank = BankSlice(0, count, prepared.method, tables, prepared.layouts, [(1, 2), (1, count - 2)])
+    bank = BankSlice(0, count, prepared.method, tables, prepared.layouts, [(1, 2), (1, count - 2)], prepared.shared)
     with torch.no_grad(), context.activate([bank]):
         hidden = backbone.model(input_ids=ids).last_hidden_state
         if adapter.spec.head is None:
@@ -92,6 +115,7 @@ def served(backbone: Backbone, out: Path, ids: torch.Tensor) -> torch.Tensor:
         return head_logits(adapter.spec.head, adapter.head, hidden[:, 0], backbone.pooler)[0]
 
 
+@pytest.mark.filterwarnings("ignore:Specified to not save vera_A")
 @pytest.mark.parametrize("kind", BASES)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_are_pefts(name: str, kind: str, folder: Path, tmp_path: Path) -> None:

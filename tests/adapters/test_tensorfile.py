@@ -56,7 +56,7 @@ def test_metadata_is_allowed_and_ignored() -> None:
         (raw({"a": 3}), "a must have exactly dtype, shape and data_offsets"),
         (raw({"a": entry(extra=1)}), "a must have exactly"),
         (raw({"a": {"dtype": "F32", "shape": [2]}}), "a must have exactly"),
-        (raw({"a": entry(dtype="I64", shape=[1])}), "a has dtype 'I64'; accepted: F64, F32, F16, BF16"),
+        (raw({"a": entry(dtype="I16", shape=[1])}), "a has dtype 'I16'; accepted: F64, F32, F16, BF16, I64, I32"),
         (raw({"a": entry(dtype="U8", shape=[8])}), "a has dtype 'U8'"),
         (raw({"a": entry(dtype="F8_E4M3", shape=[8])}), "a has dtype 'F8_E4M3'"),
         (raw({"a": entry(dtype=["F32"])}), "a has dtype"),

@@ -1,10 +1,12 @@
 """Opening: the schema is what the tables say, older databases are upgraded, what is no store of ours is refused."""
 
+import re
 import shutil
 import sqlite3
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from cdvft_server.store.database import MIGRATIONS, Database
 from cdvft_server.store.tables import metadata
 from sqlalchemy import create_engine
 
-from tests.server.store_maker import BASE, ME, put, url_of
+from tests.server.store_maker import BASE, ME, new, put, url_of
 
 
 def execute(path: Path, *statements: str) -> list[tuple]:
@@ -39,14 +41,17 @@ def test_migrations_make_the_tables(tmp_path: Path) -> None:
     for opened in (engine, other):
         opened.dispose()
 
+    def clauses(sql: str) -> list[str]:
+        """A table that was altered has the same ones in another order."""
+        parts = re.split(r"(?=CONSTRAINT |PRIMARY KEY)", " ".join(sql.replace('"', "").split()))
+        return sorted(part.strip(" ,)") for part in parts)
+
     def schema(name: str) -> list[tuple]:
         rows = execute(
             tmp_path / name, "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE name NOT LIKE 'alembic%'"
         )
         return sorted(
-            (kind, name, table, " ".join((sql or "").split()))
-            for kind, name, table, sql in rows
-            if "alembic" not in table
+            (kind, name, table, clauses(sql or "")) for kind, name, table, sql in rows if "alembic" not in table
         )
 
     assert schema("store.db") == schema("direct.db")
@@ -73,8 +78,8 @@ def test_folders_are_made(tmp_path: Path) -> None:
 def add_migration(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
     """From here on, a copy of the migrations with one more is in use."""
     shutil.copytree(MIGRATIONS, folder)
-    (folder / "versions/0002_more.py").write_text(
-        "import sqlalchemy as sa\nfrom alembic import op\n\nrevision = '0002'\ndown_revision = '0001'\n\n\n"
+    (folder / "versions/0099_more.py").write_text(
+        "import sqlalchemy as sa\nfrom alembic import op\n\nrevision = '0099'\ndown_revision = '0002'\n\n\n"
         f"def upgrade() -> None:\n    op.add_column('steps', sa.Column('more', sa.Integer))\n    {body}\n"
     )
     monkeypatch.setattr("cdvft_server.store.database.MIGRATIONS", folder)
@@ -91,6 +96,27 @@ def test_an_older_schema_is_upgraded(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert store.step_done("old")
         store.close()
     assert execute(tmp_path / "store.db", "SELECT more FROM steps") == [(2,)]
+
+
+def test_a_database_of_the_first_schema_keeps_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = tmp_path / "first"
+    shutil.copytree(MIGRATIONS, first)
+    (first / "versions/0002_frozen.py").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("cdvft_server.store.database.MIGRATIONS", first)
+        store = Store.open(url_of(tmp_path))
+        row = put(store, "poet", "one")
+        files = store.files(row.id)
+        store.close()
+    assert execute(tmp_path / "store.db", "SELECT version_num FROM alembic_version") == [("0001",)]
+    store = Store.open(url_of(tmp_path))
+    assert (store.get(ME, "poet", BASE), store.files(row.id)) == (row, files)
+    with_indices = replace(new("two"), files=replace(new("two").files, frozen=b"indices"))
+    frozen, _ = store.put_version(ME, "drawn", with_indices)
+    assert store.files(frozen.id).frozen == b"indices"
+    store.delete(ME, "drawn", None, BASE)
+    store.close()
+    assert execute(tmp_path / "store.db", "SELECT count(*) FROM version_files") == [(2,)]
 
 
 def test_an_upgrade_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,15 +137,15 @@ def test_an_empty_version_table_is_the_oldest_schema(tmp_path: Path) -> None:
     store = Store.open(url_of(tmp_path))
     assert put(store, "poet", "one").version == 1
     store.close()
-    assert execute(tmp_path / "store.db", "SELECT version_num FROM alembic_version") == [("0001",)]
+    assert execute(tmp_path / "store.db", "SELECT version_num FROM alembic_version") == [("0002",)]
 
 
 def test_a_newer_schema_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     Store.open(url_of(tmp_path)).close()
-    execute(tmp_path / "store.db", "UPDATE alembic_version SET version_num = '0099'")
-    with pytest.raises(UnsupportedDatabase, match=r"has schema 0099, this version of cdvft knows it up to 0001"):
+    execute(tmp_path / "store.db", "UPDATE alembic_version SET version_num = '0100'")
+    with pytest.raises(UnsupportedDatabase, match=r"has schema 0100, this version of cdvft knows it up to 0002"):
         Store.open(url_of(tmp_path))
-    assert execute(tmp_path / "store.db", "SELECT version_num FROM alembic_version") == [("0099",)]
+    assert execute(tmp_path / "store.db", "SELECT version_num FROM alembic_version") == [("0100",)]
 
 
 def test_another_programs_database_is_refused(tmp_path: Path) -> None:

@@ -6,11 +6,25 @@ from cdvft.errors import InvalidAdapter
 from cdvft.methods.base import Method
 from cdvft.methods.c3a import C3a
 from cdvft.methods.cdvft import Cdvft
+from cdvft.methods.fourierft import FourierFt
+from cdvft.methods.lamda import Lamda
 from cdvft.methods.lora import Lora
+from cdvft.methods.sdctft import Sdctft
+from cdvft.methods.vera import Vera
+from cdvft.methods.waveft import WaveFt
 
 __all__ = ["METHODS", "Method", "method_for_peft_type", "method_named"]
 
-METHODS: tuple[Method[Any], ...] = (Cdvft(), Lora(), C3a())
+METHODS: tuple[Method[Any], ...] = (
+    Cdvft(),
+    Lora(),
+    C3a(),
+    FourierFt(),
+    Sdctft(),
+    Vera(),
+    Lamda(),
+    WaveFt(),
+)
 
 
 def method_named(name: str) -> Method[Any]:

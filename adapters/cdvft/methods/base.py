@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Generator, Tensor
 
+from cdvft.errors import InvalidAdapter
 from cdvft.site import Site
 
 __all__ = ["Method", "SpecT", "Tensors"]
@@ -26,6 +27,9 @@ class Method(ABC, Generic[SpecT]):
     name: ClassVar[str]  # "cdvft": as the API reports it
     peft_type: ClassVar[str]  # "CDVFT": as adapter_config.json says it
     config_keys: ClassVar[frozenset[str]]  # the keys of adapter_config.json that `spec` reads
+    frozen_names: ClassVar[frozenset[str]] = frozenset()  # frozen tensors that may stand in the weights' file
+    frozen_in_config: ClassVar[bool] = True  # `frozen` follows from the config: a checkpoint may lack its tensors
+    shared_tables: ClassVar[frozenset[str]] = frozenset()  # made of frozen tensors only: a bank holds them once
     view_tokens: ClassVar[int] = 64  # a segment of at least this many tokens is applied by view, not by a gather
 
     @abstractmethod
@@ -48,6 +52,24 @@ class Method(ABC, Generic[SpecT]):
     def init(self, site: Site, spec: SpecT, generator: Generator) -> dict[str, Tensor]:
         """Fresh fp32 tensors with dW = 0 and a gradient that lives."""
 
+    def frozen(
+        self, specs: Mapping[Site, SpecT], generator: Generator, weights: Tensors | None = None
+    ) -> dict[str, Tensor]:
+        """Untrained tensors (indices, projections) on which those of all sites together stand, for a new adapter; from
+        the specs alone where `frozen_in_config`. `weights` are the base's by site name, where they are at hand. A name
+        may begin with a site's: "<site>.<tensor>".
+        """
+        return {}
+
+    def check_frozen(self, frozen: Tensors, specs: Mapping[Site, SpecT]) -> None:
+        """Raises InvalidAdapter for frozen tensors of a checkpoint that these specs cannot have."""
+        for name in sorted(frozen):
+            raise InvalidAdapter(f"{self.peft_type} has no frozen tensor {name}")
+
+    def frozen_of(self, frozen: Tensors, site: Site, spec: SpecT) -> dict[str, Tensor]:
+        """A site's share of them: `prepare`, `dense` and `reference` find it among the site's own tensors."""
+        return {}
+
     @abstractmethod
     def layout(self, site: Site, spec: SpecT) -> Hashable:
         """What `apply` must know besides the tables; adapters share a bank where it is equal."""
@@ -58,8 +80,8 @@ class Method(ABC, Generic[SpecT]):
 
     @abstractmethod
     def apply(self, x: Tensor, tables: Tensors, layout: Any) -> Tensor:
-        """`dW x` without building dW: `x [..., d_in]`, `tables` as `prepare` gives them with leading axes that
-        broadcast against x's -> `[..., d_out]`, in the tables' real dtype."""
+        """`dW x` without building dW: `x [..., d_in]`, `tables` as `prepare` gives them, all but the shared ones with
+        leading axes that broadcast against x's -> `[..., d_out]`, in the tables' real dtype."""
 
     @abstractmethod
     def dense(self, tensors: Tensors, site: Site, spec: SpecT) -> Tensor:

@@ -14,7 +14,7 @@ from cdvft.methods.values import flag, integer, number, pattern_of
 from cdvft.patterns import lookup
 from cdvft.site import Site
 
-__all__ = ["Lora", "LoraSpec"]
+__all__ = ["Lora", "LoraSpec", "low_rank"]
 
 A, B = "lora_A.weight", "lora_B.weight"
 MAX_RANK = 1 << 16
@@ -83,11 +83,7 @@ class Lora(Method[LoraSpec]):
         return {"a": tensors[A], "b": tensors[B] * spec.scaling}
 
     def apply(self, x: Tensor, tables: Tensors, layout: tuple[()]) -> Tensor:
-        """`(x a^T) b^T`."""
-        a, b = tables["a"], tables["b"]
-        if a.dim() == 2:
-            return (x @ a.T) @ b.T
-        return (b @ (a @ x.unsqueeze(-1))).squeeze(-1)
+        return low_rank(x, tables["a"], tables["b"])
 
     def dense(self, tensors: Tensors, site: Site, spec: LoraSpec) -> Tensor:
         return spec.scaling * (tensors[B].double() @ tensors[A].double())
@@ -98,3 +94,10 @@ class Lora(Method[LoraSpec]):
     def flops(self, site: Site, spec: LoraSpec) -> float:
         """One multiply-add counted as one, as the paper's table does."""
         return float(spec.rank * (site.d_in + site.d_out))
+
+
+def low_rank(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """`b (a x)`: `x [..., d_in]`, `a [..., r, d_in]`, `b [..., d_out, r]`, leading axes broadcast -> `[..., d_out]`."""
+    if a.dim() == 2:
+        return (x @ a.T) @ b.T
+    return (b @ (a @ x.unsqueeze(-1))).squeeze(-1)

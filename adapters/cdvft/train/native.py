@@ -1,6 +1,6 @@
 """Training a method of the library: its vectors in the layers, by the same `prepare` and `apply` that serve them."""
 
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 
 from cdvft.adapter import Adapter, AdapterSpec
 from cdvft.backbone import Backbone
@@ -22,10 +22,14 @@ class MethodTrainee(Trainee):
         generator = Generator().manual_seed(seed)
         method = method_named(spec.method)
         self.layers: dict[str, TrainableLinear] = {}
+        weights = {site.name: _weight(backbone, site.name) for site in spec.sites}
+        self.frozen = method.frozen(spec.sites, generator, weights)
         for site, options in sorted(spec.sites.items()):
             tensors = method.init(site, options, generator)
             plain = backbone.model.get_submodule(site.name)
-            self.layers[site.name] = TrainableLinear(plain, site, method, options, tensors).to(backbone.device)
+            share = method.frozen_of(self.frozen, site, options)
+            layer = TrainableLinear(plain, site, method, options, tensors, frozen=share)
+            self.layers[site.name] = layer.to(backbone.device)
         super().__init__(backbone, spec, generator, scale, shift)
         for name, layer in self.layers.items():
             _put(backbone, name, layer)
@@ -39,15 +43,20 @@ class MethodTrainee(Trainee):
     def adapter(self) -> Adapter:
         """The adapter as it stands."""
         tensors = {site: {name: p.detach() for name, p in layer.vectors.items()} for site, layer in self.layers.items()}
-        return make_adapter(self.spec, tensors, self.folded_head(), self.backbone.info)
+        return make_adapter(self.spec, tensors, self.folded_head(), self.backbone.info, frozen=self.frozen)
 
-    def files(self) -> tuple[AdapterFiles, str | None]:
+    def files(self) -> tuple[AdapterFiles, str]:
         adapter = self.adapter()
         return adapter_files(adapter, self.backbone.info), adapter.digest
 
     def release(self) -> None:
         for name, layer in self.layers.items():
             _put(self.backbone, name, layer.linear)
+
+
+def _weight(backbone: Backbone, name: str) -> Tensor:
+    weight: Tensor = backbone.model.get_submodule(name).weight.detach()
+    return weight
 
 
 def _put(backbone: Backbone, name: str, module: nn.Module) -> None:

@@ -12,10 +12,9 @@ from torch import Generator, Tensor, nn
 
 from cdvft.adapter import AdapterSpec
 from cdvft.backbone import Backbone
-from cdvft.checkpoint import PREFIX, read_adapter
+from cdvft.checkpoint import PREFIX, freeze, read_adapter
 from cdvft.files import AdapterFiles
 from cdvft.headfile import head_config
-from cdvft.methods import METHODS
 from cdvft.targets import target_names
 from cdvft.tensorfile import write_tensors
 from cdvft.train.trainee import Trainee
@@ -48,7 +47,7 @@ class PeftTrainee(Trainee):
     def kind(self, name: str) -> str:
         return "adapter"
 
-    def files(self) -> tuple[AdapterFiles, str | None]:
+    def files(self) -> tuple[AdapterFiles, str]:
         info, spec = self.backbone.info, self.spec
         config = {
             **_plain(self.config.to_dict()),
@@ -68,8 +67,8 @@ class PeftTrainee(Trainee):
         template = None if spec.template is None else spec.template.encode()
         weights = write_tensors({name: tensor.contiguous() for name, tensor in tensors.items()})
         files = AdapterFiles(text.encode(), weights, template)
-        served = spec.method in {method.name for method in METHODS}
-        return files, read_adapter(files, info).digest if served else None
+        adapter = read_adapter(files, info)
+        return freeze(files, adapter), adapter.digest
 
     def release(self) -> None:
         for name, module in list(self.backbone.model.named_modules()):

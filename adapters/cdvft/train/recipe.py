@@ -24,11 +24,11 @@ OPTIONS: Mapping[str, Mapping[str, tuple[str, Any]]] = {
     "lora": {"rank": ("r", 8), "alpha": ("lora_alpha", None)},
     "fourierft": {"n_frequency": ("n_frequency", 1000), "alpha": ("scaling", 100.0)},
 }
-# peak learning rates; docs/decisions.md has the sweep
-RATES: Mapping[str, Mapping[str, float]] = {
-    "cdvft": {"circulant": 1e-2, "diagonal": 1e-2},
-    "lora": {"adapter": 2e-3},
-    "fourierft": {"adapter": 5e-2},
+# peak learning rates for (classify, lm); docs/decisions.md has the sweep
+RATES: Mapping[str, Mapping[str, tuple[float, float]]] = {
+    "cdvft": {"circulant": (3e-2, 3e-2), "diagonal": (1e-2, 3e-2)},
+    "lora": {"adapter": (2e-3, 5e-3)},
+    "fourierft": {"adapter": (5e-2, 5e-2)},
 }
 HEAD_RATE = 3e-3
 OURS = frozenset({"cdvft"})  # trained by the library itself; the others by PEFT
@@ -51,7 +51,8 @@ def learning_rates(config: TrainConfig) -> dict[str, float]:
     """By kind of vector (`Trainee.kind`), and for the head."""
     given = {"circulant": config.lr_circulant, "diagonal": config.lr_diagonal}
     rates = {}
-    for kind, default in RATES[config.method].items():
+    for kind, (classify, lm) in RATES[config.method].items():
+        default = lm if config.task == "lm" else classify
         own = config.lr if given.get(kind) is None else given[kind]
         rates[kind] = default if own is None else own
     return rates | {"head": HEAD_RATE if config.lr_head is None else config.lr_head}

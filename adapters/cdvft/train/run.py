@@ -49,7 +49,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     Returns the kept epoch's metrics (accuracy and matthews, pearson, or perplexity), `method`, `parameters` (without
     the head), `head_parameters`, `seconds`, `truncated` (inputs that were cut, training and evaluation), `skipped`
     (completions whose prompt leaves no room), `epoch` (the one kept), `epochs` (those run), `train_inputs`,
-    `eval_inputs`, `digest` (None where the library does not serve the method yet) and `out`. The folder also gets
+    `eval_inputs`, `digest` and `out`. The folder also gets
     `training.json` (this, and every epoch) and `training.png` (the curves).
     """
     if config.data.is_dir():

@@ -41,8 +41,8 @@ class Trainee(ABC):
         """The learning rate of a vector of this name: `circulant` or `diagonal`, or `adapter` where all are alike."""
 
     @abstractmethod
-    def files(self) -> tuple[AdapterFiles, str | None]:
-        """The adapter as it stands, as files of PEFT's format, and its digest where the library knows the method."""
+    def files(self) -> tuple[AdapterFiles, str]:
+        """The adapter as it stands, as files of PEFT's format, and its digest."""
 
     @abstractmethod
     def release(self) -> None:

@@ -135,7 +135,7 @@ class Client:
         Content that the name already has makes no new version: the answer then has `created` False.
 
         Args:
-            path: a PEFT folder (a chat_template.jinja in it goes along), or a zip or tar.gz file.
+            path: a PEFT folder (chat_template.jinja and frozen.safetensors in it go along), or a zip or tar.gz file.
             name: default the folder's own name; needed for every other form.
             config: adapter_config.json as a mapping, a path, or its bytes; with `weights`.
             weights: adapter_model.safetensors as a path or its bytes.

@@ -11,7 +11,8 @@ from typing import Any
 PathLike = str | os.PathLike[str]
 Files = Mapping[str, tuple[str, bytes, str]]  # form part -> file name, content, content type
 
-CONFIG, WEIGHTS, TEMPLATE = "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+OPTIONAL = ("chat_template.jinja", "frozen.safetensors")
 EITHER = "give exactly one of: a folder or archive as path, config= and weights=, or archive="
 
 
@@ -65,11 +66,12 @@ def _folder(folder: Path) -> Files:
     for needed in (CONFIG, WEIGHTS):
         if not (folder / needed).is_file():
             raise FileNotFoundError(f"{folder} has no {needed}; a PEFT folder has {CONFIG} and {WEIGHTS}")
-    if not (folder / TEMPLATE).is_file():
+    optional = [name for name in OPTIONAL if (folder / name).is_file()]
+    if not optional:
         return _pair((folder / CONFIG).read_bytes(), (folder / WEIGHTS).read_bytes())
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
-        for member in (CONFIG, WEIGHTS, TEMPLATE):
+        for member in (CONFIG, WEIGHTS, *optional):
             archive.writestr(zipfile.ZipInfo(member), (folder / member).read_bytes())
     return _archive(packed.getvalue())
 

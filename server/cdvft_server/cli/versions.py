@@ -5,7 +5,7 @@ import zipfile
 from pathlib import Path
 
 import click
-from cdvft.files import CONFIG_NAME, TEMPLATE_NAME, WEIGHTS_NAME, AdapterFiles, write_folder
+from cdvft.files import FIELDS, AdapterFiles, write_folder
 from cdvft_client import Adapter, Client
 
 from cdvft_server.cli.asking import AS_JSON, asks, print_json
@@ -54,8 +54,7 @@ def download(client: Client, *, name: str, out: Path | None) -> None:
 def _files(content: bytes) -> AdapterFiles:
     """Those that an adapter has: nothing else that an archive may name is written."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        template = archive.read(TEMPLATE_NAME) if TEMPLATE_NAME in archive.namelist() else None
-        return AdapterFiles(archive.read(CONFIG_NAME), archive.read(WEIGHTS_NAME), template)
+        return AdapterFiles.of({name: archive.read(name) for name in FIELDS if name in archive.namelist()})
 
 
 def _version(client: Client, name: str, selector: str) -> int:

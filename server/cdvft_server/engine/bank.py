@@ -2,7 +2,7 @@
 
 import heapq
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ class BankView:
     method: Method[Any]
     tables: Mapping[str, Tensors]
     layouts: Mapping[str, Any]
+    shared: Mapping[str, Tensors] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +41,7 @@ class Bank:
     def __init__(self, number: int, like: PreparedAdapter, device: torch.device) -> None:
         self.device = device
         self.row_bytes = like.nbytes
+        self.shared_bytes = like.shared_nbytes
         self.capacity = 0
         self.free: list[int] = []
         empty = {
@@ -47,10 +49,15 @@ class Bank:
             for site, own in like.tables.items()
         }
         self.view = BankView(number, like.method, empty, like.layouts)
+        self._like_shared: Mapping[str, Tensors] | None = like.shared  # until the first row is made
 
     @property
     def nbytes(self) -> int:
-        return self.capacity * self.row_bytes
+        return self.bytes_of(self.capacity)
+
+    def bytes_of(self, rows: int) -> int:
+        """What a bank of this kind takes with so many rows; nothing without any."""
+        return rows * self.row_bytes + (self.shared_bytes if rows else 0)
 
     @property
     def occupied(self) -> int:
@@ -80,6 +87,9 @@ class Bank:
 
     def resize_tables(self, capacity: int) -> None:
         """Site by site, so that old and new tables of one site only exist together."""
+        if self._like_shared is not None:
+            self.view = replace(self.view, shared=_moved_once(self._like_shared, self.device))
+            self._like_shared = None
         for site, own in self.view.tables.items():
             resized = {name: _resized(table, capacity) for name, table in own.items()}
             self.view = replace(self.view, tables={**self.view.tables, site: resized})
@@ -93,6 +103,20 @@ class Bank:
         for site, own in self.view.tables.items():
             for name, table in own.items():
                 table[row].copy_(tables[site][name])
+
+
+def _moved_once(shared: Mapping[str, Tensors], device: torch.device) -> dict[str, dict[str, Tensor]]:
+    """Copies on the device; what were views of one storage are views of one again."""
+    storages: dict[int, Tensor] = {}
+
+    def moved(table: Tensor) -> Tensor:
+        storage = table.untyped_storage()
+        if storage.data_ptr() not in storages:
+            whole = table.new_empty(0).set_(storage)
+            storages[storage.data_ptr()] = whole.to(device, copy=True)
+        return storages[storage.data_ptr()].as_strided(table.shape, table.stride(), table.storage_offset())
+
+    return {site: {name: moved(table) for name, table in own.items()} for site, own in shared.items()}
 
 
 def _resized(table: Tensor, capacity: int) -> Tensor:

@@ -231,7 +231,8 @@ class AdapterPool:
         while True:
             with self._lock:
                 spare = self._budget - self._books.bytes_used - prepared.head_nbytes
-                missing = (0 if bank.free else _smallest_growth(bank)) * bank.row_bytes - spare
+                grown = bank.capacity + (0 if bank.free else _smallest_growth(bank))
+                missing = bank.bytes_of(grown) - bank.nbytes - spare
                 if bank.free and missing <= 0:
                     return
                 rows = _growth(bank, spare) if missing <= 0 else 0
@@ -248,12 +249,12 @@ class AdapterPool:
     def _shrink_some(self, bank: Bank, missing: int) -> bool:
         """Take back one bank's free rows, those worth most, if free rows alone make the missing bytes."""
         with self._lock:
-            slack = {own: self._slack_rows(own, bank) for own in self._books.banks.values()}
-            best = max(slack, key=lambda own: slack[own] * own.row_bytes)
-            enough = sum(rows * own.row_bytes for own, rows in slack.items()) >= missing
-        if not enough:
+            left = {own: own.capacity - self._slack_rows(own, bank) for own in self._books.banks.values()}
+            freed = {own: own.nbytes - own.bytes_of(rows) for own, rows in left.items()}
+            best = max(freed, key=lambda own: freed[own])
+        if sum(freed.values()) < missing:
             return False
-        self._shrink(best, best.capacity - slack[best])
+        self._shrink(best, left[best])
         return True
 
     def _slack_rows(self, bank: Bank, wanted: Bank) -> int:
@@ -298,6 +299,7 @@ def _smallest_growth(bank: Bank) -> int:
 
 def _growth(bank: Bank, spare: int) -> int:
     """Rows to add: doubling, but near the budget half of what is left, so that other banks find some."""
+    spare -= bank.bytes_of(1) - bank.row_bytes if bank.capacity == 0 else 0
     return min(max(bank.capacity, FIRST_ROWS), max(spare // bank.row_bytes // 2, _smallest_growth(bank)))
 
 

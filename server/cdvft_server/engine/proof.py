@@ -135,4 +135,5 @@ def _placement(prepared: PreparedAdapter, device: torch.device) -> Placement:
     tables = {
         site: {name: table[None].to(device) for name, table in own.items()} for site, own in prepared.tables.items()
     }
-    return Placement(BankView(0, prepared.method, tables, prepared.layouts), 0)
+    shared = {site: {name: t.to(device) for name, t in own.items()} for site, own in prepared.shared.items()}
+    return Placement(BankView(0, prepared.method, tables, prepared.layouts, shared), 0)

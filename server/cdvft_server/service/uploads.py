@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from cdvft.adapter import Adapter
-from cdvft.checkpoint import AdapterFiles, read_adapter
+from cdvft.checkpoint import AdapterFiles, freeze, read_adapter
 from cdvft.errors import InvalidAdapter, InvalidData
 from cdvft.prepared import PreparedAdapter, prepare_adapter
 from cdvft.selftest import probe_sites
@@ -131,7 +131,7 @@ class Uploads:
             self_test=SelfTest(max_error=error),
             ignored_files=ignored,
         )
-        return NewVersion(files, adapter.digest, self._base.digest, labels, summary.model_dump())
+        return NewVersion(freeze(files, adapter), adapter.digest, self._base.digest, labels, summary.model_dump())
 
     def _check_size(self, prepared: PreparedAdapter) -> None:
         """What memory without anything else in it could not hold would never answer."""
@@ -163,6 +163,7 @@ def _read_part(part: BinaryIO, name: str, limit: int) -> bytes:
 def _archive_limits(config: ServeConfig) -> ArchiveLimits:
     return ArchiveLimits(
         weights=config.max_weights_bytes,
+        frozen=config.max_weights_bytes,
         expansion=config.expanded_bytes,
         members=config.max_archive_members,
         config=config.max_header_bytes,

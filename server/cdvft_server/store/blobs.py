@@ -55,7 +55,7 @@ def read_files(connection: Connection, version_id: int) -> AdapterFiles:
         raise NotFound(f"version id {version_id} was deleted")
     if not contents.keys() >= {"config", "weights"}:
         raise CorruptBlob(f"version id {version_id} has lost a file; it has {', '.join(sorted(contents))}")
-    return AdapterFiles(contents["config"], contents["weights"], contents.get("template"))
+    return AdapterFiles(**contents)
 
 
 def release_files(connection: Connection, tenant: str, version_ids: Select[tuple[int]]) -> int:
@@ -82,8 +82,7 @@ def _are_whole(connection: Connection, version_id: int) -> bool:
 
 
 def _contents(files: AdapterFiles) -> dict[str, bytes]:
-    contents = {"config": files.config, "weights": files.weights}
-    return contents if files.template is None else contents | {"template": files.template}
+    return {field: data for field, data in vars(files).items() if data is not None}
 
 
 def _store_blob(connection: Connection, tenant: str, key: str, data: bytes) -> None:

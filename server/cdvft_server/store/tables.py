@@ -103,7 +103,7 @@ version_files = Table(
     Column("sha256", String(64), nullable=False),
     ForeignKeyConstraint(["version_id"], ["versions.id"], name="files_version"),
     ForeignKeyConstraint(["tenant", "sha256"], ["blobs.tenant", "blobs.sha256"], name="files_blob"),
-    CheckConstraint("file IN ('config', 'weights', 'template')", name="files_file"),
+    CheckConstraint("file IN ('config', 'weights', 'template', 'frozen')", name="files_file"),
     Index("files_of_blob", "tenant", "sha256"),
 )
 

@@ -15,10 +15,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 ROW = 12 * 4  # bytes of one row of the first shape
 METHOD = Cdvft()
+COMMON = torch.arange(50.0).view(5, 10)
 
 
 def prepared(number: int, shape: int = 0, head: int = 0) -> PreparedAdapter:
-    """Adapter `number`: two sites filled with its number; `shape` picks the bank, `head` its floats."""
+    """Adapter `number`: two sites filled with its number; `shape` picks the bank, `head` its floats. The adapters of
+    shape 2 have a storage in common, of which each site sees another part."""
     sizes = {"a": 4 * (shape + 1), "b": 8 * (shape + 1)}
     tables = {site: {"t": torch.full((n,), number + 1.0)} for site, n in sizes.items()}
     tensors = {"classifier.weight": torch.full((head,), float(number))} if head else {}
@@ -32,6 +34,8 @@ def prepared(number: int, shape: int = 0, head: int = 0) -> PreparedAdapter:
         head_tensors=tensors,
         nbytes=sum(sizes.values()) * 4,
         head_nbytes=head * 4,
+        shared={"a": {"s": COMMON[:3]}, "b": {"s": COMMON.T}} if shape == 2 else {},
+        shared_nbytes=COMMON.nbytes if shape == 2 else 0,
     )
 
 
@@ -43,6 +47,10 @@ def assert_in_place(pool: AdapterPool, lease, own: PreparedAdapter) -> None:
         table = placement.bank.tables[site]["t"]
         assert torch.equal(table[placement.row], tables["t"])
         assert not table[0].any()
+    if own.shared:
+        seen = [placement.bank.shared[site]["s"] for site in ("a", "b")]
+        assert all(torch.equal(s, own.shared[site]["s"]) for s, site in zip(seen, "ab", strict=True))
+        assert seen[0].untyped_storage().data_ptr() == seen[1].untyped_storage().data_ptr() != COMMON.data_ptr()
     if own.head:
         assert torch.equal(lease.head.tensors["classifier.weight"], own.head_tensors["classifier.weight"])
 
@@ -67,9 +75,9 @@ class Pools(RuleBasedStateMachine):
             # true only if the leased adapters, in banks cut to size, leave no room
             leased = {a.digest: a for _, a in self.leases}
             assert own.digest not in leased
-            rows: dict = {own.signature: own.nbytes}
+            rows: dict = {}
             for a in [*leased.values(), own]:
-                rows[a.signature] = rows.get(a.signature, a.nbytes) + a.nbytes
+                rows[a.signature] = rows.get(a.signature, a.nbytes + a.shared_nbytes) + a.nbytes
             heads = sum(a.head_nbytes for a in [*leased.values(), own])
             assert sum(rows.values()) + heads > self.pool.stats().budget_bytes
             return
@@ -122,6 +130,8 @@ class Pools(RuleBasedStateMachine):
             assert bank.occupied == len(residents)
             assert sorted([0, *bank.free, *(r.row for r in residents)]) == list(range(bank.capacity))
             assert all(len(own["t"]) == bank.capacity for own in bank.view.tables.values())
+            tables = sum(own["t"].nbytes for own in bank.view.tables.values())
+            assert bank.nbytes == tables + (COMMON.nbytes if bank.view.shared and bank.capacity else 0)
             assert set(books.idle[bank]) == {r.digest for r in residents if r.leases == 0}
             assert not any(r.doomed and r.leases == 0 for r in residents)
         assert books.head_bytes == sum(r.head_bytes for r in books.residents.values())

@@ -91,7 +91,7 @@ def test_decode_steps_share_a_batch_with_a_prompt():
 def test_a_batch_is_ordered_by_bank_and_row():
     class Bank:
         def __init__(self, number):
-            self.number, self.method, self.tables, self.layouts = number, None, {}, {}
+            self.number, self.method, self.tables, self.layouts, self.shared = number, None, {}, {}, {}
 
     class Place:
         def __init__(self, bank, row):

@@ -83,9 +83,9 @@ class Live:
         return self.client.get(path, **options)
 
     def upload(self, name: str, files: AdapterFiles, **fields: str) -> httpx.Response:
-        """By the form of two files, or as a zip where there is a template."""
+        """By the form of two files, or as a zip where there are more."""
         data = {"name": name, **fields}
-        if files.template is not None:
+        if len(files.named()) > 2:
             return self.client.post("/v1/adapters", data=data, files={"archive": ("a.zip", zipped(files))})
         parts = {"config": ("adapter_config.json", files.config), "weights": ("adapter.safetensors", files.weights)}
         return self.client.post("/v1/adapters", data=data, files=parts)

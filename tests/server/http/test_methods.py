@@ -1,13 +1,16 @@
 """Adapters of several methods on one server: each answers as the base with its dW merged in, also side by side."""
 
+import io
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from cdvft.adapter import Adapter, AdapterSpec
 from cdvft.backbone import Backbone, load_backbone
-from cdvft.checkpoint import make_adapter
+from cdvft.checkpoint import AdapterFiles, adapter_files, make_adapter, read_adapter
 from cdvft.formatting import encode_prompt
 from cdvft.merge import merge
 from cdvft.methods import METHODS
@@ -34,7 +37,8 @@ def adapters(base: Backbone) -> dict[str, Adapter]:
                 for site, spec in specs.items()
             }
             name = f"{method.name}-{len(found)}"
-            found[name] = make_adapter(AdapterSpec(method.name, specs), tensors, {}, base.info)
+            frozen = method.frozen(specs, generator)
+            found[name] = make_adapter(AdapterSpec(method.name, specs), tensors, {}, base.info, frozen=frozen)
     return found
 
 
@@ -76,3 +80,23 @@ def test_every_method_answers_as_merged_weights_do(together: bool, tiny_server: 
         assert text == whole[len(reference.tokenizer.decode(prefix, skip_special_tokens=True)) :]
         texts.add((prompt, text))
     assert len(texts) > len(PROMPTS)  # the adapters differ
+
+
+def test_what_a_seed_drew_is_kept_as_it_was_drawn(
+    tiny_server: object, llama: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet: Fleet = tiny_server()  # type: ignore[operator]
+    for name, adapter in adapters(llama).items():
+        files = adapter_files(adapter, llama.info)
+        if files.frozen is None:
+            continue
+        answer = fleet.live.upload(name, replace(files, frozen=None))  # a checkpoint as PEFT writes it
+        assert answer.status_code == 201, answer.text
+        content = zipfile.ZipFile(io.BytesIO(fleet.live.get(f"/v1/adapters/{name}/download").content))
+        kept = AdapterFiles.of({member: content.read(member) for member in content.namelist()})
+        assert kept == files
+        with monkeypatch.context() as patch:  # a torch whose generator draws other numbers
+            patch.setattr(torch, "randperm", lambda n, generator: torch.arange(n))
+            patch.setattr(torch.Tensor, "uniform_", lambda tensor, *_, **__: tensor.zero_())
+            assert read_adapter(kept, llama.info).digest == adapter.digest == answer.json()["digest"]
+            assert read_adapter(replace(kept, frozen=None), llama.info).digest != adapter.digest
