@@ -126,7 +126,12 @@ class TrainableLinear(nn.Module):
         super().__init__()
         self.linear, self.site, self.method, self.spec = linear, site, method, spec
         self.frozen = {name: tensor.to(linear.weight.device) for name, tensor in frozen.items()}
-        self.vectors = nn.ParameterDict({name: nn.Parameter(tensor.clone()) for name, tensor in tensors.items()})
+        self.vectors = nn.ParameterDict(
+            {
+                name: nn.Parameter(tensor.clone(), requires_grad=name not in method.untrained)
+                for name, tensor in tensors.items()
+            }
+        )
 
     @property
     def weight(self) -> Tensor:

@@ -10,8 +10,10 @@ import torch
 from cdvft.adapter import AdapterSpec
 from cdvft.backbone import load_backbone
 from cdvft.checkpoint import read_adapter
+from cdvft.dct import dct_matrix
 from cdvft.errors import CdvftError
 from cdvft.files import read_folder
+from cdvft.merge import merge
 from cdvft.tensorfile import read_tensors
 from cdvft.train import TrainConfig, train
 from cdvft.train.data import ClassifyRow, LmRow
@@ -55,11 +57,15 @@ def perplexity(model: Any, backbone: Any, path: Path) -> float:
     return math.exp(total / count)
 
 
+@pytest.mark.filterwarnings("ignore:Specified to not (save|load) vera_A")
 @pytest.mark.parametrize(
     ("method", "options", "parameters"),
     [
         ("lora", {"rank": 4}, 2 * (4 * (32 + 32) + 4 * (32 + 16))),
         ("fourierft", {"n_frequency": 50}, 2 * 2 * 50),
+        ("waveft", {"n_frequency": 40}, 2 * 2 * 40),
+        ("vera", {"rank": 16}, 2 * (32 + 16 + 2 * 16)),
+        ("c3a", {"partition_size": 8}, 2 * (32 * 4 + 32 * 2)),
     ],
 )
 def test_peft_loads_what_was_evaluated(
@@ -77,6 +83,63 @@ def test_peft_loads_what_was_evaluated(
         model = PeftModel.from_pretrained(plain, config.out).eval()
     assert result["perplexity"] == pytest.approx(perplexity(model, backbone, data), rel=1e-4)
     assert result["perplexity"] < 0.9 * before
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "parameters"),
+    [
+        ("sdctft", {"n_frequency": 50}, 2 * 2 * 50),
+        ("lamda", {"rank": 4}, 2 * (2 * 4 * 4 + 4 * 32 + 4 * 16)),
+    ],
+)
+def test_methods_that_peft_lacks_train_by_the_functions_that_serve(
+    method: str, options: dict[str, Any], parameters: int, llama: Path, tmp_path: Path
+) -> None:
+    data = texts(tmp_path)
+    config = TrainConfig("lm", str(llama), data, tmp_path / "out", data, method=method, epochs=2, **options)
+    result = train(config)
+    assert (result["method"], result["parameters"]) == (method, parameters)
+    backbone = load_backbone(str(llama))
+    adapter = read_adapter(read_folder(config.out), backbone.info)
+    assert adapter.digest == result["digest"]
+    plain = AutoModelForCausalLM.from_pretrained(llama).eval()
+    before = perplexity(plain, backbone, data)
+    with merge(plain.model, adapter):
+        assert result["perplexity"] == pytest.approx(perplexity(plain, backbone, data), rel=1e-4)
+    assert result["perplexity"] < 0.9 * before
+
+
+def test_lamda_begins_at_the_weights_singular_vectors_and_keeps_a(llama: Path, tmp_path: Path) -> None:
+    data = texts(tmp_path)
+    config = TrainConfig("lm", str(llama), data, tmp_path / "out", data, method="lamda", epochs=1, rank=4)
+    train(config)
+    backbone = load_backbone(str(llama))
+    adapter = read_adapter(read_folder(config.out), backbone.info)
+    for name, tensors in adapter.tensors.items():
+        weight = backbone.model.get_submodule(name).weight.detach().double()
+        _, values, _ = torch.linalg.svd(weight)
+        a = tensors["lamda_A"].double()
+        torch.testing.assert_close(a @ a.T, torch.eye(4).double(), rtol=1e-5, atol=1e-5)
+        assert float((weight @ a.T).norm()) >= 0.95 * float(values[:4].norm())  # of a flat spectrum
+        assert tensors["lamda_sigma"].abs().max() > 0
+
+
+def test_sdctft_chooses_where_the_weight_has_energy(llama: Path, tmp_path: Path) -> None:
+    config = TrainConfig(
+        "lm", str(llama), texts(tmp_path), tmp_path / "out", method="sdctft", epochs=1, n_frequency=100
+    )
+    train(config)
+    backbone = load_backbone(str(llama))
+    adapter = read_adapter(read_folder(config.out), backbone.info)
+    for site in adapter.spec.sites:
+        weight = backbone.model.get_submodule(site.name).weight.detach().double()
+        rows, columns = (dct_matrix(n, torch.arange(n)) for n in (site.d_out, site.d_in))
+        energy = (rows @ weight @ columns.T).square().flatten()
+        index = adapter.frozen[f"{site.name}.sdctft_indices"]
+        assert len(set(index.tolist())) == 100
+        assert (
+            len(set(index.tolist()) & set(energy.topk(70).indices.tolist())) >= 69
+        )  # a tie in fp32 may fall either way
 
 
 def test_a_lora_classifier_has_its_head_and_labels_in_the_files(roberta: Path, tmp_path: Path) -> None:
@@ -109,9 +172,9 @@ def test_the_same_seed_trains_the_same_lora(llama: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank": 4}, "--rank is an option of lora, not of --method cdvft"),
+        ({"rank": 4}, "--rank is an option of lora, vera, lamda, not of --method cdvft"),
         ({"method": "lora", "num_factors": 3}, "--num-factors is an option of cdvft, not of --method lora"),
-        ({"method": "fourierft", "partition_size": 8}, "--partition-size is an option of cdvft"),
+        ({"method": "fourierft", "partition_size": 8}, "--partition-size is an option of cdvft, c3a"),
         ({"method": "lora", "lr_circulant": 1e-3}, "--method lora has --lr"),
     ],
 )

@@ -8,7 +8,7 @@ import torch
 from cdvft.backbone import load_backbone
 from cdvft.checkpoint import adapter_files, read_adapter, read_folder, write_folder
 from cdvft.merge import merge
-from cdvft.tuner import CDVFTConfig, CDVFTLinear
+from cdvft.tuner import CDVFTConfig, CDVFTLinear, LaMDAConfig, SDCTFTConfig
 from peft import AutoPeftModelForSequenceClassification, PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Trainer, TrainingArguments
@@ -344,3 +344,72 @@ def test_loading_without_memory_for_random_values_first(llama: Path, tmp_path: P
     model.save_pretrained(tmp_path)
     again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama), tmp_path, low_cpu_mem_usage=True)
     assert torch.equal(logits(again.eval(), x), logits(model, x))
+
+
+OTHERS: dict[str, Any] = {
+    "sdctft": lambda **options: SDCTFTConfig(n_frequency=60, n_frequency_pattern={"v_proj": 7, "value": 9}, **options),
+    "lamda": lambda **options: LaMDAConfig(r=5, lora_alpha=3.0, **options),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_other_methods_that_peft_lacks(name: str, llama: Path, tmp_path: Path) -> None:
+    """Saved, read by the library, loaded again, merged, mixed by row, deleted: as CDVFT."""
+    x = ids()
+    config = OTHERS[name](task_type="CAUSAL_LM", init_weights=False)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(llama), config).eval()
+    model.add_adapter("second", OTHERS[name](task_type="CAUSAL_LM", init_weights=False))
+    plain = AutoModelForCausalLM.from_pretrained(llama).eval()
+    found = {}
+    for adapter_name in ("default", "second"):
+        model.set_adapter(adapter_name)
+        found[adapter_name] = logits(model, x)
+    assert (found["default"] - found["second"]).abs().max() > 1e-3
+    mixed = logits(model, x, adapter_names=["default", "second", "__base__"])
+    rows = torch.stack([found["default"][0], found["second"][1], logits(plain, x)[2]])
+    close(mixed, rows)
+    model.save_pretrained(tmp_path)
+    base = load_backbone(str(llama))
+    for adapter_name, folder in (("default", tmp_path), ("second", tmp_path / "second")):
+        adapter = read_adapter(read_folder(folder), base.info)
+        assert (adapter.spec.method, adapter.base_verified) == (name, True)
+        with torch.no_grad(), merge(base.model, adapter):
+            expected = base.lm_head(base.model(input_ids=x).last_hidden_state)  # type: ignore[misc]
+        close(found[adapter_name], expected)
+    model.set_adapter("default")
+    assert adapter.num_parameters * 2 == sum(p.numel() for n, p in model.named_parameters() if f"{name}_" in n)
+    again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama), tmp_path, low_cpu_mem_usage=True)
+    close(logits(again.eval(), x), found["default"])
+    close(logits(again.merge_and_unload(), x), found["default"])
+    model.delete_adapter("second")
+    close(logits(model, x), found["default"])
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_others_begin_at_nothing_and_move(name: str, roberta: Path) -> None:
+    plain = AutoModelForSequenceClassification.from_pretrained(roberta, num_labels=3).eval()
+    x = ids()
+    before = logits(plain, x)
+    model = get_peft_model(plain, OTHERS[name](task_type="SEQ_CLS")).eval()
+    close(logits(model, x), before)
+    model(input_ids=x, labels=torch.tensor([0, 1, 2])).loss.backward()
+    gradients = {n: p.grad for n, p in model.named_parameters() if f"{name}_" in n}
+    assert any(float(g.abs().max()) > 0 for g in gradients.values() if g is not None)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: SDCTFTConfig(n_frequency=0), "n_frequency must be an integer from 1"),
+        (lambda: SDCTFTConfig(dct_norm="backward"), "dct_norm must be one of ortho"),  # type: ignore[arg-type]
+        (lambda: LaMDAConfig(r=-1), "r must be an integer from 1"),
+    ],
+)
+def test_options_of_the_others_that_cannot_be(make: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+def test_more_coefficients_than_a_layer_has_entries(llama: Path) -> None:
+    with pytest.raises(ValueError, match=r"n_frequency 100000 is more than .* has entries"):
+        get_peft_model(AutoModelForCausalLM.from_pretrained(llama), SDCTFTConfig(n_frequency=100_000))

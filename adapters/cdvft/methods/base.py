@@ -3,6 +3,7 @@
 `apply` is written as if there were one adapter; leading axes broadcast: the same lines serve mixed batches and train.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
@@ -30,6 +31,7 @@ class Method(ABC, Generic[SpecT]):
     frozen_names: ClassVar[frozenset[str]] = frozenset()  # frozen tensors that may stand in the weights' file
     frozen_in_config: ClassVar[bool] = True  # `frozen` follows from the config: a checkpoint may lack its tensors
     shared_tables: ClassVar[frozenset[str]] = frozenset()  # made of frozen tensors only: a bank holds them once
+    untrained: ClassVar[frozenset[str]] = frozenset()  # tensors of `shapes` that training leaves as they began
     view_tokens: ClassVar[int] = 64  # a segment of at least this many tokens is applied by view, not by a gather
 
     @abstractmethod
@@ -49,8 +51,8 @@ class Method(ABC, Generic[SpecT]):
         """Tensor names and shapes on disk; an upload must have exactly these."""
 
     @abstractmethod
-    def init(self, site: Site, spec: SpecT, generator: Generator) -> dict[str, Tensor]:
-        """Fresh fp32 tensors with dW = 0 and a gradient that lives."""
+    def init(self, site: Site, spec: SpecT, generator: Generator, weight: Tensor | None = None) -> dict[str, Tensor]:
+        """Fresh fp32 tensors with dW = 0 and a gradient that lives; `weight` is the base's, where it is at hand."""
 
     def frozen(
         self, specs: Mapping[Site, SpecT], generator: Generator, weights: Tensors | None = None
@@ -97,10 +99,5 @@ class Method(ABC, Generic[SpecT]):
 
     def num_parameters(self, site: Site, spec: SpecT) -> int:
         """Trained numbers of one site."""
-        total = 0
-        for shape in self.shapes(site, spec).values():
-            count = 1
-            for size in shape:
-                count *= size
-            total += count
-        return total
+        shapes = self.shapes(site, spec)
+        return sum(math.prod(shape) for name, shape in shapes.items() if name not in self.untrained)

@@ -67,7 +67,7 @@ class C3a(Method[C3aSpec]):
     def shapes(self, site: Site, spec: C3aSpec) -> dict[str, tuple[int, ...]]:
         return {KERNEL: (site.d_out // spec.block_size, site.d_in // spec.block_size, spec.block_size)}
 
-    def init(self, site: Site, spec: C3aSpec, generator: Generator) -> dict[str, Tensor]:
+    def init(self, site: Site, spec: C3aSpec, generator: Generator, weight: Tensor | None = None) -> dict[str, Tensor]:
         """Zero: one factor alone, its gradient lives."""
         return {KERNEL: torch.zeros(self.shapes(site, spec)[KERNEL])}
 

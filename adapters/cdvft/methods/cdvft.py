@@ -127,7 +127,9 @@ class Cdvft(Method[CdvftSpec]):
             shapes["cdvft_circ_sq"] = (m - 2, site.d_out)
         return shapes
 
-    def init(self, site: Site, spec: CdvftSpec, generator: Generator) -> dict[str, Tensor]:
+    def init(
+        self, site: Site, spec: CdvftSpec, generator: Generator, weight: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Last diagonal zero, circulants N(0, 1/length), the other diagonals 1: dW = 0, one gradient lives."""
         shapes = self.shapes(site, spec)
         tensors = {name: torch.ones(shape) for name, shape in shapes.items() if "diag" in name}

@@ -34,6 +34,7 @@ class Lamda(Method[LamdaSpec]):
     name: ClassVar[str] = "lamda"
     peft_type: ClassVar[str] = "LAMDA"
     config_keys: ClassVar[frozenset[str]] = frozenset({"r", "lora_alpha"})
+    untrained: ClassVar[frozenset[str]] = frozenset({A})
     view_tokens: ClassVar[int] = 4
 
     def spec(self, config: Mapping[str, Any], site: Site) -> LamdaSpec:
@@ -50,14 +51,16 @@ class Lamda(Method[LamdaSpec]):
     def shapes(self, site: Site, spec: LamdaSpec) -> dict[str, tuple[int, ...]]:
         return {A: (spec.rank, site.d_in), SIGMA: (spec.rank, spec.rank), B: (site.d_out, spec.rank)}
 
-    def init(self, site: Site, spec: LamdaSpec, generator: Generator) -> dict[str, Tensor]:
-        """sigma zero; A and B normal with rows, columns of expected length 1."""
-        shapes = self.shapes(site, spec)
-        return {
-            A: torch.randn(shapes[A], generator=generator) * site.d_in**-0.5,
-            SIGMA: torch.zeros(shapes[SIGMA]),
-            B: torch.randn(shapes[B], generator=generator) * site.d_out**-0.5,
-        }
+    def init(
+        self, site: Site, spec: LamdaSpec, generator: Generator, weight: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """sigma zero; B and A the weight's first left and right singular vectors, else normal of length about 1."""
+        sigma = torch.zeros(spec.rank, spec.rank)
+        a = torch.randn(spec.rank, site.d_in, generator=generator) * site.d_in**-0.5
+        b = torch.randn(site.d_out, spec.rank, generator=generator) * site.d_out**-0.5
+        if weight is not None and spec.rank <= min(site.d_in, site.d_out):
+            b, a = _singular_vectors(weight.detach().cpu().double(), a.double())
+        return {A: a.float(), SIGMA: sigma, B: b.float()}
 
     def layout(self, site: Site, spec: LamdaSpec) -> tuple[()]:
         return ()
@@ -76,10 +79,15 @@ class Lamda(Method[LamdaSpec]):
         inner = (x @ tensors[A].double().T) @ tensors[SIGMA].double().T
         return spec.scaling * (inner @ tensors[B].double().T)
 
-    def num_parameters(self, site: Site, spec: LamdaSpec) -> int:
-        """sigma and B; A is never trained."""
-        return spec.rank * (spec.rank + site.d_out)
-
     def flops(self, site: Site, spec: LamdaSpec) -> float:
         """Folded, one multiply-add counted as one."""
         return float(spec.rank * (site.d_in + site.d_out))
+
+
+def _singular_vectors(weight: Tensor, start: Tensor, steps: int = 8) -> tuple[Tensor, Tensor]:
+    """About the first r left and right singular vectors, `[d_out, r]` and `[r, d_in]`, by subspace iteration."""
+    basis = start.T
+    for _ in range(steps):
+        basis = torch.linalg.qr(weight.T @ torch.linalg.qr(weight @ basis).Q).Q
+    left, _, right = torch.linalg.svd(weight @ basis, full_matrices=False)
+    return left, right @ basis.T

@@ -69,7 +69,7 @@ class Lora(Method[LoraSpec]):
     def shapes(self, site: Site, spec: LoraSpec) -> dict[str, tuple[int, ...]]:
         return {A: (spec.rank, site.d_in), B: (site.d_out, spec.rank)}
 
-    def init(self, site: Site, spec: LoraSpec, generator: Generator) -> dict[str, Tensor]:
+    def init(self, site: Site, spec: LoraSpec, generator: Generator, weight: Tensor | None = None) -> dict[str, Tensor]:
         """B zero, A uniform within 1 / sqrt(d_in), as PEFT's default."""
         shapes = self.shapes(site, spec)
         uniform = torch.rand(shapes[A], generator=generator) * 2 - 1

@@ -71,7 +71,7 @@ class Spectral(Method[SpecT]):
     def shapes(self, site: Site, spec: SpecT) -> dict[str, tuple[int, ...]]:
         return {self.spectrum: (self.count(spec),)}
 
-    def init(self, site: Site, spec: SpecT, generator: Generator) -> dict[str, Tensor]:
+    def init(self, site: Site, spec: SpecT, generator: Generator, weight: Tensor | None = None) -> dict[str, Tensor]:
         """Zero: one factor alone, its gradient lives."""
         return {self.spectrum: torch.zeros(self.count(spec))}
 

@@ -57,7 +57,7 @@ class Vera(Method[VeraSpec]):
     def shapes(self, site: Site, spec: VeraSpec) -> dict[str, tuple[int, ...]]:
         return {LAMBDA_B: (site.d_out,), LAMBDA_D: (spec.rank,)}
 
-    def init(self, site: Site, spec: VeraSpec, generator: Generator) -> dict[str, Tensor]:
+    def init(self, site: Site, spec: VeraSpec, generator: Generator, weight: Tensor | None = None) -> dict[str, Tensor]:
         return {LAMBDA_B: torch.zeros(site.d_out), LAMBDA_D: torch.full((spec.rank,), D_INITIAL)}
 
     def frozen(

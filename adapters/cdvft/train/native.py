@@ -25,7 +25,7 @@ class MethodTrainee(Trainee):
         weights = {site.name: _weight(backbone, site.name) for site in spec.sites}
         self.frozen = method.frozen(spec.sites, generator, weights)
         for site, options in sorted(spec.sites.items()):
-            tensors = method.init(site, options, generator)
+            tensors = method.init(site, options, generator, weights[site.name])
             plain = backbone.model.get_submodule(site.name)
             share = method.frozen_of(self.frozen, site, options)
             layer = TrainableLinear(plain, site, method, options, tensors, frozen=share)
@@ -35,9 +35,17 @@ class MethodTrainee(Trainee):
             _put(backbone, name, layer)
 
     def vectors(self) -> dict[str, nn.Parameter]:
-        return {f"{site}/{name}": p for site, layer in self.layers.items() for name, p in layer.vectors.items()}
+        untrained = method_named(self.spec.method).untrained
+        return {
+            f"{site}/{name}": p
+            for site, layer in self.layers.items()
+            for name, p in layer.vectors.items()
+            if name not in untrained
+        }
 
     def kind(self, name: str) -> str:
+        if self.spec.method != "cdvft":
+            return "adapter"
         return "circulant" if "circ" in name.rpartition("/")[2] else "diagonal"
 
     def adapter(self) -> Adapter:

@@ -1,11 +1,12 @@
 """Training through PEFT, for methods that it has and for the comparison with ours: same loop, same head, same files."""
 
 import json
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from peft import FourierFTConfig, LoraConfig, inject_adapter_in_model
+from peft import C3AConfig, FourierFTConfig, LoraConfig, VeraConfig, WaveFTConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from torch import Generator, Tensor, nn
@@ -22,7 +23,13 @@ from cdvft.train.trainee import Trainee
 __all__ = ["PEFT_METHODS", "PeftTrainee"]
 
 NAME = "default"
-PEFT_METHODS: Mapping[str, Any] = {"lora": LoraConfig, "fourierft": FourierFTConfig}
+PEFT_METHODS: Mapping[str, Any] = {
+    "lora": LoraConfig,
+    "fourierft": FourierFTConfig,
+    "vera": VeraConfig,
+    "c3a": C3AConfig,
+    "waveft": WaveFTConfig,
+}
 
 
 class PeftTrainee(Trainee):
@@ -34,10 +41,11 @@ class PeftTrainee(Trainee):
         """`output`: the head's `scale` and `shift`."""
         super().__init__(backbone, spec, Generator().manual_seed(seed), **output)
         names = [site.name for site in sorted(spec.sites)]
-        self.config = PEFT_METHODS[spec.method](target_modules=names, **options)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Specified to not save vera_A")  # `files` keeps what the key draws
+            self.config = PEFT_METHODS[spec.method](target_modules=names, **options)
             torch.manual_seed(seed)
-            inject_adapter_in_model(self.config, backbone.model, adapter_name=NAME)
+            self.model = get_peft_model(backbone.model, self.config, adapter_name=NAME)  # in its own layers
         backbone.model.to(backbone.device).eval()
 
     def vectors(self) -> dict[str, nn.Parameter]:
@@ -60,8 +68,9 @@ class PeftTrainee(Trainee):
         head = self.folded_head()
         if head:
             config["modules_to_save"] = sorted({name.split(".")[0] for name in head})
-        state: dict[str, Tensor] = get_peft_model_state_dict(self.backbone.model, adapter_name=NAME)
-        tensors = {f"{PREFIX}{info.family.prefixes[0]}{name}": t.detach() for name, t in state.items()}
+        state: dict[str, Tensor] = get_peft_model_state_dict(self.model, adapter_name=NAME)
+        prefix = PREFIX + info.family.prefixes[0]
+        tensors = {prefix + name.removeprefix(PREFIX): t.detach() for name, t in state.items()}
         tensors |= {PREFIX + name: tensor for name, tensor in head.items()}
         text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
         template = None if spec.template is None else spec.template.encode()
@@ -75,6 +84,8 @@ class PeftTrainee(Trainee):
             if isinstance(module, BaseTunerLayer):
                 parent, _, child = name.rpartition(".")
                 setattr(self.backbone.model.get_submodule(parent), child, module.get_base_layer())
+        if hasattr(self.backbone.model, "peft_config"):
+            del self.backbone.model.peft_config  # else PEFT warns of a second adapter
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:

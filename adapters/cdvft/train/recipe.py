@@ -1,5 +1,6 @@
 """What differs between methods when they train: their options, their learning rates, and who trains them."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,15 +24,25 @@ OPTIONS: Mapping[str, Mapping[str, tuple[str, Any]]] = {
     },
     "lora": {"rank": ("r", 8), "alpha": ("lora_alpha", None)},
     "fourierft": {"n_frequency": ("n_frequency", 1000), "alpha": ("scaling", 100.0)},
+    "sdctft": {"n_frequency": ("n_frequency", 1000), "alpha": ("alpha", 1.0)},
+    "waveft": {"n_frequency": ("n_frequency", 1000), "alpha": ("scaling", 25.0)},
+    "vera": {"rank": ("r", 256)},
+    "lamda": {"rank": ("r", 32), "alpha": ("lora_alpha", None)},
+    "c3a": {"partition_size": ("block_size", None)},
 }
 # peak learning rates for (classify, lm); docs/decisions.md has the sweep
 RATES: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "cdvft": {"circulant": (3e-2, 3e-2), "diagonal": (1e-2, 3e-2)},
     "lora": {"adapter": (2e-3, 5e-3)},
     "fourierft": {"adapter": (5e-2, 5e-2)},
+    "sdctft": {"adapter": (1e-2, 1e-2)},
+    "waveft": {"adapter": (5e-4, 5e-4)},
+    "vera": {"adapter": (2e-2, 2e-2)},
+    "lamda": {"adapter": (2e-2, 2e-2)},
+    "c3a": {"adapter": (1e-1, 1e-1)},
 }
 HEAD_RATE = 3e-3
-OURS = frozenset({"cdvft"})  # trained by the library itself; the others by PEFT
+OURS = frozenset({"cdvft", "sdctft", "lamda"})  # trained by the library itself; the others by PEFT
 
 
 def check_method(config: TrainConfig) -> None:
@@ -75,6 +86,10 @@ def make_trainee(config: TrainConfig, backbone: Backbone, prepared: Prepared) ->
     options = _options(config)
     if config.method == "lora" and options["lora_alpha"] is None:
         options["lora_alpha"] = 2 * options["r"]
+    if config.method == "c3a" and options["block_size"] is None:
+        options["block_size"] = math.gcd(*(size for site in prepared.spec.sites for size in (site.d_in, site.d_out)))
+    if config.method == "vera":
+        options["save_projection"] = False  # drawn from the key, and frozen in a file of ours
     return PeftTrainee(backbone, prepared.spec, config.seed, options, scale=prepared.scale, shift=prepared.shift)
 
 

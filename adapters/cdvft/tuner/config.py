@@ -1,17 +1,21 @@
-"""What a PEFT user says about a CDVFT adapter; saved as adapter_config.json, which the server reads unchanged."""
+"""What a PEFT user says about an adapter; saved as adapter_config.json, which the server reads unchanged."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal
 
 from peft import PeftConfig
 
 from cdvft.errors import InvalidAdapter
+from cdvft.methods.base import Method
 from cdvft.methods.cdvft import Cdvft
+from cdvft.methods.lamda import Lamda
+from cdvft.methods.sdctft import Sdctft
 from cdvft.site import Site
 from cdvft.tuner.registry import peft_type
 
-__all__ = ["CDVFTConfig", "MethodConfig"]
+__all__ = ["CDVFTConfig", "LaMDAConfig", "MethodConfig", "SDCTFTConfig"]
+
+ANY = Site("any", 1 << 20, 1 << 20)  # a layer that every value fits that could fit one
 
 
 @dataclass
@@ -21,10 +25,11 @@ class MethodConfig(PeftConfig):
     `target_modules`: names or their ends, a pattern, or "all-linear"; None takes PEFT's default for LoRA (mostly the
     query and value projections). `exclude_modules`, `layers_to_transform`, `layers_pattern`, `modules_to_save` as in
     PEFT. `labels` (in head order; taken from the model's `id2label` where it has names of its own) and `max_length`
-    (tokens; what your training truncated to) go with classifiers. `base_digest` and `site_shapes` are filled in from
-    the model. `init_weights` False starts away from dW = 0, for tests.
+    (tokens; what your training truncated to) go with classifiers. `base_digest` is filled in from the model.
+    `init_weights` False starts away from dW = 0, for tests.
     """
 
+    method: ClassVar[Method[Any]]
     target_modules: list[str] | str | None = None
     exclude_modules: list[str] | str | None = None
     layers_to_transform: list[int] | int | None = None
@@ -36,10 +41,14 @@ class MethodConfig(PeftConfig):
     head: dict[str, str] | None = None
     max_length: int | None = None
     base_digest: str | None = None
-    site_shapes: dict[str, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.peft_type = peft_type(self.method.name)
+        try:
+            self.method.spec({**self.method_options(), "site_shapes": None}, ANY)
+        except InvalidAdapter as error:
+            raise ValueError(str(error).removeprefix("adapter_config.json: ")) from None
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             if isinstance(value, list | tuple):
@@ -49,9 +58,11 @@ class MethodConfig(PeftConfig):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name} needs target_modules as a list of names, it is a pattern")
 
-    def method_options(self) -> Mapping[str, Any]:
+    def method_options(self) -> dict[str, Any]:
         """The method's own keys, as adapter_config.json has them."""
-        raise NotImplementedError
+        return {
+            field.name: getattr(self, field.name) for field in fields(self) if field.name in self.method.config_keys
+        }
 
 
 @dataclass
@@ -60,10 +71,11 @@ class CDVFTConfig(MethodConfig):
 
     `partition_size`: block length p of the first circulant, one for all layers, or by layer name or pattern in
     `partition_size_pattern`; None: the greatest common divisor of a layer's sizes. `block_grid`, `padding` and
-    `circulant_convention` matter for checkpoints of other code; leave them. Raises ValueError for values that no layer
-    could take.
+    `circulant_convention` matter for checkpoints of other code; leave them. `site_shapes` is filled in from the model.
+    Raises ValueError for values that no layer could take.
     """
 
+    method: ClassVar[Method[Any]] = Cdvft()
     num_factors: int = 2
     partition_size: int | None = None
     partition_size_pattern: dict[str, int] = field(default_factory=dict)
@@ -71,15 +83,30 @@ class CDVFTConfig(MethodConfig):
     circulant_convention: Literal["first_col", "first_row"] = "first_col"
     block_grid: Literal["rect", "square"] = "rect"
     padding: Literal["zero", "cyclic"] = "zero"
+    site_shapes: dict[str, list[int]] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = peft_type("cdvft")
-        try:
-            Cdvft().spec({**self.method_options(), "partition_size": None}, Site("any", 1, 1))
-        except InvalidAdapter as error:
-            raise ValueError(str(error).removeprefix("adapter_config.json: ")) from None
 
-    def method_options(self) -> Mapping[str, Any]:
-        own = Cdvft.config_keys - {"site_shapes"}
-        return {key: getattr(self, key) for key in sorted(own)}
+@dataclass
+class SDCTFTConfig(MethodConfig):
+    """sDCTFT (arXiv 2410.09103): `n_frequency` coefficients of a discrete cosine transform for each layer, 70% of them
+    where the layer's own weight has most energy, the others drawn; by layer in `n_frequency_pattern`. dW is the
+    orthonormal transform back, times `alpha`. Raises ValueError for values that no layer could take.
+    """
+
+    method: ClassVar[Method[Any]] = Sdctft()
+    n_frequency: int = 1000
+    n_frequency_pattern: dict[str, int] = field(default_factory=dict)
+    alpha: float = 1.0
+    dct_norm: Literal["ortho"] = "ortho"
+
+
+@dataclass
+class LaMDAConfig(MethodConfig):
+    """LaMDA (arXiv 2406.12832): dW = lora_alpha / r * B sigma A; A and B begin as the weight's singular vectors, A
+    stays, sigma begins at zero. The paper freezes B after the first part of the training: `requires_grad_(False)` on
+    the parameters named `lamda_B`. Raises ValueError for values that no layer could take.
+    """
+
+    method: ClassVar[Method[Any]] = Lamda()
+    r: int = 32
+    lora_alpha: float | None = None  # r

@@ -4,15 +4,18 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Generator, Tensor, nn
 
 from cdvft.methods.base import Method
 from cdvft.methods.cdvft import Cdvft
+from cdvft.methods.lamda import Lamda
+from cdvft.methods.sdctft import Sdctft
 from cdvft.site import Site
 from cdvft.tuner.config import MethodConfig
 
-__all__ = ["CDVFTLinear", "MethodLinear"]
+__all__ = ["CDVFTLinear", "LaMDALinear", "MethodLinear", "SDCTFTLinear"]
 
 BASE = "__base__"  # PEFT's name for "no adapter" among adapter_names
 
@@ -28,6 +31,7 @@ class MethodLinear(nn.Module, BaseTunerLayer):
     active_adapters: Any  # these three are BaseTunerLayer's
     get_base_layer: Any
     set_adapter: Any
+    untrained_names: tuple[str, ...] = ()  # tensors on disk that are no parameters
     other_param_names: tuple[str, ...] = ("specs",)
 
     def __init__(self, base_layer: nn.Module, site: Site) -> None:
@@ -36,6 +40,8 @@ class MethodLinear(nn.Module, BaseTunerLayer):
         self.specs: dict[str, Any] = {}
         for name in self.adapter_layer_names:
             setattr(self, name, nn.ParameterDict())
+        for name in self.untrained_names:
+            setattr(self, name, BufferDict({}, persistent=True))
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._original: Tensor | None = None  # the base's weight while something is merged into it
@@ -44,7 +50,14 @@ class MethodLinear(nn.Module, BaseTunerLayer):
     def update_layer(self, adapter_name: str, spec: Any, config: MethodConfig) -> None:
         """A fresh adapter, `[d_out, d_in]` as the layer's; seeded by torch's global generator."""
         generator = Generator().manual_seed(int(torch.randint(2**62, ())))
-        tensors = self.method.init(self.site, spec, generator)
+        weight = self.get_base_layer().weight.detach()
+        known = weight.is_floating_point() and weight.device.type != "meta"
+        tensors = self.method.init(self.site, spec, generator, weight if known else None)
+        weights = {self.site.name: weight} if known else None
+        for name, tensor in self.method.frozen({self.site: spec}, generator, weights).items():
+            self._untrained(name.removeprefix(f"{self.site.name}."))[adapter_name] = tensor
+        for name in self.method.untrained:
+            self._untrained(name)[adapter_name] = tensors.pop(name)
         if not config.init_weights:
             tensors = {name: tensor + 0.1 * torch.randn(tensor.shape) for name, tensor in tensors.items()}
         self.specs[adapter_name] = spec
@@ -56,15 +69,22 @@ class MethodLinear(nn.Module, BaseTunerLayer):
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """To the device only: vectors stay fp32 beside a base of any dtype."""
         device = device or self.base_layer.weight.device
-        for name in self.adapter_layer_names:
+        for name in (*self.adapter_layer_names, *self.untrained_names):
             held = getattr(self, name)
             if adapter_name in held and held[adapter_name].device.type != "meta":
                 held[adapter_name] = held[adapter_name].to(device)
 
+    def _untrained(self, name: str) -> Any:
+        assert name in self.untrained_names, name
+        return getattr(self, name)
+
     def tensors(self, adapter_name: str) -> dict[str, Tensor]:
-        """The adapter's tensors by their names on disk."""
-        held = {name: getattr(self, name) for name in self.adapter_layer_names}
-        return {name: own[adapter_name].float() for name, own in held.items() if adapter_name in own}
+        """The adapter's tensors by their names on disk, and the site's share of frozen ones."""
+        held = {name: getattr(self, name) for name in (*self.adapter_layer_names, *self.untrained_names)}
+        found = {name: own[adapter_name] for name, own in held.items() if adapter_name in own}
+        frozen = {f"{self.site.name}.{name}": found.pop(name) for name in self.method.frozen_names & found.keys()}
+        share = self.method.frozen_of(frozen, self.site, self.specs[adapter_name])
+        return {name: tensor.float() for name, tensor in found.items()} | share
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.disable_adapters and self.merged:
@@ -139,3 +159,21 @@ class CDVFTLinear(MethodLinear):
 
     method = Cdvft()
     adapter_layer_names: tuple[str, ...] = ("cdvft_diag_in", "cdvft_circ", "cdvft_diag_out", "cdvft_circ_sq")
+
+
+class SDCTFTLinear(MethodLinear):
+    """Tensors: `sdctft_spectrum [n]`; untrained `sdctft_indices [n]`, int64, row * d_in + column."""
+
+    method = Sdctft()
+    adapter_layer_names: tuple[str, ...] = ("sdctft_spectrum",)
+    untrained_names: tuple[str, ...] = ("sdctft_indices",)
+    other_param_names: tuple[str, ...] = ("specs", *untrained_names)
+
+
+class LaMDALinear(MethodLinear):
+    """Tensors: `lamda_sigma [r, r]`, `lamda_B [d_out, r]`; untrained `lamda_A [r, d_in]`."""
+
+    method = Lamda()
+    adapter_layer_names: tuple[str, ...] = ("lamda_sigma", "lamda_B")
+    untrained_names: tuple[str, ...] = ("lamda_A",)
+    other_param_names: tuple[str, ...] = ("specs", *untrained_names)

@@ -14,10 +14,10 @@ from torch import nn
 from cdvft.errors import InvalidAdapter, UnsupportedBase
 from cdvft.identity import base_digest, digest_cache
 from cdvft.site import Site
-from cdvft.tuner.config import MethodConfig
-from cdvft.tuner.layer import BASE, CDVFTLinear, MethodLinear
+from cdvft.tuner.config import CDVFTConfig, MethodConfig
+from cdvft.tuner.layer import BASE, CDVFTLinear, LaMDALinear, MethodLinear, SDCTFTLinear
 
-__all__ = ["CDVFTModel", "MethodModel"]
+__all__ = ["CDVFTModel", "LaMDAModel", "MethodModel", "SDCTFTModel"]
 
 
 class MethodModel(BaseTuner):
@@ -26,16 +26,21 @@ class MethodModel(BaseTuner):
     tuner_layer_cls: ClassVar[type[MethodLinear]]
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
-    def _pre_injection_hook(self, model: nn.Module, config: MethodConfig, adapter_name: str) -> None:
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """As PEFT's, for the first adapter and every further one; what the config leaves open comes from the model."""
+        self._complete(self.peft_config[adapter_name], adapter_name)
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+
+    def _complete(self, config: MethodConfig, adapter_name: str) -> None:
         if (config.head or {}).get("type") == "linear":
             raise ValueError(
                 f"adapter {adapter_name} has a linear head, which transformers' classes do not have; "
                 "it is for the server and `cdvft`. Train with `--head standard` to load it here"
             )
         if config.base_digest is None:
-            config.base_digest = _digest_of(model)
+            config.base_digest = _digest_of(self.model)
         if config.labels is None and getattr(config.task_type, "value", config.task_type) == "SEQ_CLS":
-            config.labels = _labels_of(model)
+            config.labels = _labels_of(self.model)
 
     def _create_and_replace(  # noqa: PLR0917 - PEFT's calling convention
         self,
@@ -49,12 +54,12 @@ class MethodModel(BaseTuner):
     ) -> None:
         layer = target if isinstance(target, self.tuner_layer_cls) else self._new_layer(target, current_key)
         site = layer.site
-        options = {**config.method_options(), "site_shapes": config.site_shapes}
         try:
-            spec = layer.method.spec(options, site)
+            spec = layer.method.spec(config.method_options(), site)
         except InvalidAdapter as error:
             raise ValueError(f"{current_key}: {str(error).removeprefix('adapter_config.json: ')}") from None
-        config.site_shapes[current_key] = [site.d_out, site.d_in]
+        if isinstance(config, CDVFTConfig):
+            config.site_shapes[current_key] = [site.d_out, site.d_in]
         layer.update_layer(adapter_name, spec, config)
         if layer is not target:
             if adapter_name != self.active_adapter:
@@ -139,3 +144,17 @@ class CDVFTModel(MethodModel):
 
     prefix = "cdvft_"
     tuner_layer_cls = CDVFTLinear
+
+
+class SDCTFTModel(MethodModel):
+    """sDCTFT adapters on a transformers model: what `get_peft_model(model, SDCTFTConfig(...))` makes."""
+
+    prefix = "sdctft_"
+    tuner_layer_cls = SDCTFTLinear
+
+
+class LaMDAModel(MethodModel):
+    """LaMDA adapters on a transformers model: what `get_peft_model(model, LaMDAConfig(...))` makes."""
+
+    prefix = "lamda_"
+    tuner_layer_cls = LaMDALinear
