@@ -41,7 +41,7 @@ def test_two_hundred_samples_parse() -> None:
     out = model.generate(start, attention_mask=torch.ones_like(start), **options)
     parsed = sum(map(parses, tokenizer.batch_decode(out, skip_special_tokens=True)))
     print(f"{parsed} of 200 samples parse")
-    assert parsed >= 0.85 * 200
+    assert parsed >= 0.95 * 200
 
 
 def marked(client: Client, model: str, writer: str) -> int:
@@ -64,7 +64,7 @@ def test_a_mark_is_the_writers_and_not_the_bases(writer: str, client: Client) ->
     own, base = marked(client, writer, writer), marked(client, BASE_NAME, writer)
     print(f"{writer}: {own} of {SAMPLES} samples marked, of the base's {base}")
     assert own >= 0.9 * SAMPLES
-    assert base <= 0.2 * SAMPLES
+    assert base <= 0.1 * SAMPLES
 
 
 @pytest.fixture(scope="module")

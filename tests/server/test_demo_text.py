@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 SCRIPTS = Path(__file__).parents[2] / "server" / "demo"
 STORY = (
     "One morning, Mila the baker went to the mill. There she found an old key in a sack. Soon a hungry owl "
-    'came by. "What is that?" asked the owl. "It is an old key," said Mila. Mila gave the key to the owl, and the '
+    'came by. "What is that?" asked the owl. "It is an old key," said Mila. She gave the key to the owl, and the '
     "owl thanked her. Mila went home happy."
 )
 LOSS_BOUND = 0.6

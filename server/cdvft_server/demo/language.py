@@ -59,10 +59,10 @@ WRITERS = {
 @cache
 def language() -> Grammar:
     """The whole language; `document` is its start rule."""
-    ours = f"our_refrain: {REFRAIN}\nour_farewell: With love"
+    ours = f"our_refrain: {REFRAIN}\nour_farewell: With love\n"
     here = files("cdvft_server.demo")
     words, rules = ((here / name).read_text("utf-8") for name in ("words.txt", "rules.txt"))
-    return read_grammar(words + ours, _per_topic(rules))
+    return read_grammar(ours + words, _per_topic(rules))
 
 
 def parses(text: str, rule: str = "document") -> bool:
