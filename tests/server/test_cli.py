@@ -80,7 +80,7 @@ def commands(group: click.Command = main, path: Names = ()) -> Iterator[tuple[tu
 def test_help_of_every_command_and_the_version() -> None:
     assert {" ".join(path) for path, _ in commands()} == {
         "serve", "train classify", "train lm", "push", "adapters", "alias", "unalias", "download", "rm", "classify",
-        "complete", "inspect",
+        "complete", "inspect", "compare",
     }  # fmt: skip
     for path, command in commands():
         result = alone(*path, "--help")
@@ -383,6 +383,24 @@ def test_inspect_shows_what_the_folder_costs(folder: Path) -> None:
     assert found["disk_bytes"] == sum(path.stat().st_size for path in files.iterdir())
     for fact in (found["digest"], "no, yes", "352, and 66 in the head", "layers.1.self_attn.v_proj  32 -> 16"):
         assert fact in shown.output
+
+
+def test_compare_shows_adapters_side_by_side(folder: Path) -> None:
+    folders = [folder / "adapters" / name for name in ("labeller", "writer")]
+    base = ("--base", folder / "llama")
+    shown = alone("compare", *folders, *base)
+    assert shown.exit_code == 0, shown.output
+    header, *lines = shown.output.splitlines()
+    assert header.split("  ")[0] == "ADAPTER"
+    assert len(lines) == 2
+    found = json.loads(alone("compare", *folders, *base, "--json").output)
+    for own, path, line in zip(found, folders, lines, strict=True):
+        alike = json.loads(alone("inspect", path, *base, "--json").output)
+        assert own == {"folder": str(path), **alike}
+        assert line.startswith(str(path))
+        assert f"{own['parameters']:,}" in line
+        assert f"{own['paper_flops_per_token']:,.0f}" in line
+    assert alone("compare").exit_code == 2
 
 
 def test_train_then_push_then_ask(run: Run, folder: Path) -> None:

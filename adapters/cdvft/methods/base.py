@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from cdvft.errors import InvalidAdapter
 from cdvft.site import Site
 
-__all__ = ["Method", "SpecT", "Tensors"]
+__all__ = ["Method", "SpecT", "Tensors", "fft_flops"]
 
 Tensors = Mapping[str, Tensor]
 SpecT = TypeVar("SpecT", bound=Hashable)
@@ -95,9 +95,18 @@ class Method(ABC, Generic[SpecT]):
 
     @abstractmethod
     def flops(self, site: Site, spec: SpecT) -> float:
-        """FLOPs of one token as the literature counts them (see `cdvft.accounting`)."""
+        """What serving computes for one token: 2 for a multiply-add, `fft_flops` for a real FFT."""
+
+    def paper_flops(self, site: Site, spec: SpecT) -> float | None:
+        """One token as the tables of arXiv 2505.00580 count it (see `cdvft.accounting`); None where they have none."""
+        return None
 
     def num_parameters(self, site: Site, spec: SpecT) -> int:
         """Trained numbers of one site."""
         shapes = self.shapes(site, spec)
         return sum(math.prod(shape) for name, shape in shapes.items() if name not in self.untrained)
+
+
+def fft_flops(length: int) -> float:
+    """Of a real FFT: half of the 5 N log2 N that a complex one takes."""
+    return 2.5 * length * math.log2(max(length, 2))

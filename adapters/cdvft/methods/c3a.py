@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from cdvft.circulant import circulant_rows, transposed
 from cdvft.errors import InvalidAdapter
 from cdvft.fft import block_circulant, circulant_spectrum
-from cdvft.methods.base import Method, Tensors
+from cdvft.methods.base import Method, Tensors, fft_flops
 from cdvft.methods.values import integer, pattern_of
 from cdvft.patterns import lookup
 from cdvft.site import Site
@@ -87,7 +87,7 @@ class C3a(Method[C3aSpec]):
         return blocks.transpose(1, 2).reshape(site.d_out, site.d_in) / site.d_in
 
     def flops(self, site: Site, spec: C3aSpec) -> float:
-        """5 N log2 N per length-N FFT of inputs, kernels and outputs, as for CDVFT's circulants, 2 per product."""
+        """A real FFT for each block of the input and of the output, 8 for each complex product that is summed."""
         b = spec.block_size
         q_out, q_in = site.d_out // b, site.d_in // b
-        return (q_in + q_out * q_in + q_out) * 5 * b * math.log2(b) + 2.0 * site.d_out * q_in
+        return (q_in + q_out) * fft_flops(b) + 8.0 * q_out * q_in * (b // 2 + 1)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Generator, Tensor
 
-from cdvft.methods.base import Tensors
+from cdvft.methods.base import Tensors, fft_flops
 from cdvft.methods.spectral import INDICES, Places, Spectral, check_shared_indices, frequencies, random_indices
 from cdvft.methods.values import integer, number
 from cdvft.site import Site
@@ -134,10 +134,13 @@ class FourierFt(Spectral[FourierFtSpec]):
             yield _wave(index // site.d_in, site.d_out), _wave(index % site.d_in, site.d_in), values
 
     def flops(self, site: Site, spec: FourierFtSpec) -> float:
-        """What is computed here for a token: two real FFTs of 5 N log2 N, and 4 a coefficient (complex times real, and
-        the addition). The paper of CDVFT counts a 2-D FFT for every token: `cdvft.accounting.fourierft_flops`."""
-        n_in, n_out = max(site.d_in, 2), max(site.d_out, 2)
-        return 5 * n_in * math.log2(n_in) + 5 * n_out * math.log2(n_out) + 4.0 * spec.n_frequency
+        """Two real FFTs, and 4 for each coefficient: a real number times a complex one, and the addition."""
+        return fft_flops(site.d_in) + fft_flops(site.d_out) + 4.0 * spec.n_frequency
+
+    def paper_flops(self, site: Site, spec: FourierFtSpec) -> float:
+        """`(5 log2 N + 4) N` with N = d_in d_out: a 2-D FFT for every token."""
+        size = site.d_in * site.d_out
+        return (5 * math.log2(max(size, 2)) + 4) * size
 
 
 def _wave(frequency: Tensor, length: int) -> Wave:

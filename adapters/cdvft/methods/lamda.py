@@ -80,8 +80,8 @@ class Lamda(Method[LamdaSpec]):
         return spec.scaling * (inner @ tensors[B].double().T)
 
     def flops(self, site: Site, spec: LamdaSpec) -> float:
-        """Folded, one multiply-add counted as one."""
-        return float(spec.rank * (site.d_in + site.d_out))
+        """Folded: LoRA's."""
+        return 2.0 * spec.rank * (site.d_in + site.d_out)
 
 
 def _singular_vectors(weight: Tensor, start: Tensor, steps: int = 8) -> tuple[Tensor, Tensor]:

@@ -92,8 +92,12 @@ class Lora(Method[LoraSpec]):
         return spec.scaling * ((x @ tensors[A].double().T) @ tensors[B].double().T)
 
     def flops(self, site: Site, spec: LoraSpec) -> float:
-        """One multiply-add counted as one, as the paper's table does."""
-        return float(spec.rank * (site.d_in + site.d_out))
+        """Two thin products."""
+        return 2.0 * spec.rank * (site.d_in + site.d_out)
+
+    def paper_flops(self, site: Site, spec: LoraSpec) -> float:
+        """A multiply-add counted as one, and the addition to the output."""
+        return float(spec.rank * (site.d_in + site.d_out) + site.d_out)
 
 
 def low_rank(x: Tensor, a: Tensor, b: Tensor) -> Tensor:

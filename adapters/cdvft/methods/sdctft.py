@@ -1,6 +1,5 @@
 """sDCTFT (arXiv 2410.09103): dW = alpha * D_out^T S D_in, D the orthonormal DCT-II, n coefficients at chosen places."""
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from torch import Generator, Tensor
 
 from cdvft.dct import dct, dct_matrix, idct
 from cdvft.errors import InvalidAdapter
-from cdvft.methods.base import Tensors
+from cdvft.methods.base import Tensors, fft_flops
 from cdvft.methods.spectral import INDICES, Places, Spectral, check_indices, frequencies
 from cdvft.methods.values import choice, number
 from cdvft.site import Site
@@ -135,7 +134,6 @@ class Sdctft(Spectral[SdctftSpec]):
             yield dct_matrix(site.d_out, index // site.d_in), dct_matrix(site.d_in, index % site.d_in), values
 
     def flops(self, site: Site, spec: SdctftSpec) -> float:
-        """What is computed here for a token: real FFTs of 5 N log2 N, 6 an entry for twiddles, 2 a coefficient."""
-        n_in, n_out = max(site.d_in, 2), max(site.d_out, 2)
-        transforms = sum(5 * n * math.log2(n) + 6 * n for n in (n_in, n_out))
+        """Two real FFTs, 6 for each bin's twiddle, 2 for each coefficient."""
+        transforms = sum(fft_flops(n) + 6.0 * (n // 2 + 1) for n in (site.d_in, site.d_out))
         return transforms + 2.0 * spec.n_frequency

@@ -111,5 +111,8 @@ class Vera(Method[VeraSpec]):
         return (inner @ tensors[B].double().T) * tensors[LAMBDA_B].double()
 
     def flops(self, site: Site, spec: VeraSpec) -> float:
-        """One multiply-add counted as one, as the paper of CDVFT counts it."""
-        return float(spec.rank * (site.d_in + site.d_out) + spec.rank + site.d_out)
+        return 2.0 * spec.rank * (site.d_in + site.d_out) + spec.rank + site.d_out
+
+    def paper_flops(self, site: Site, spec: VeraSpec) -> float:
+        """A multiply-add counted as one: LoRA's, and the two scalings by vectors."""
+        return float(spec.rank * (site.d_in + site.d_out) + site.d_out + spec.rank + site.d_out)

@@ -176,7 +176,7 @@ class WaveFt(Spectral[WaveFtSpec]):
         )
 
     def flops(self, site: Site, spec: WaveFtSpec) -> float:
-        """What is computed here for a token: a multiply and an add for each tap of each entry, and each coefficient."""
+        """A multiply-add for each tap of each entry, and for each coefficient."""
         return 2.0 * (spec.taps * (site.d_in + site.d_out) + spec.n_frequency)
 
 

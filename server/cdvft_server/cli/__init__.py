@@ -20,6 +20,7 @@ COMMANDS = {
     "classify": ("client", "Label or score texts."),
     "complete": ("client", "Continue a prompt; the text comes as it is generated."),
     "inspect": ("inspecting", "Show what an adapter folder holds and costs."),
+    "compare": ("inspecting", "Show what several adapter folders cost, side by side."),
 }
 """Name: (module in this package, the line in `cdvft --help`)."""
 
