@@ -13,6 +13,7 @@ from cdvft.adapter import Adapter, AdapterSpec, Task
 from cdvft.baseinfo import BaseInfo
 from cdvft.checkpoint import make_adapter
 from cdvft.heads import HeadSpec, init_head
+from cdvft.methods import Method
 from cdvft.methods.cdvft import Cdvft, CdvftSpec
 from cdvft.site import Site
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -159,6 +160,36 @@ def random_adapter(
         head_tensors = {name: torch.randn(t.shape, generator=generator) * 0.5 for name, t in fresh.items()}
     full = AdapterSpec("cdvft", specs, task, head, names, max_length, template)
     return make_adapter(full, tensors, head_tensors, base, base_verified=base_verified)
+
+
+def method_adapter(
+    base: BaseInfo,
+    method: Method[Any],
+    which: int,
+    seed: int,
+    *,
+    labels: Sequence[str] | None = None,
+    scale: float = 0.7,
+) -> Adapter:
+    """An adapter of any method on q and v: its `which`-th example, random tensors, |dW x| about `scale * |x|`."""
+    endings = tuple(f".{name}" for name in DEFAULT_TARGETS[base.family.model_type])
+    generator = torch.Generator().manual_seed(seed)
+    examples = {site: list(method.examples(site)) for site in base.sites.values() if site.name.endswith(endings)}
+    specs = {site: own[which % len(own)] for site, own in examples.items()}
+    frozen = method.frozen(specs, generator)
+    tensors: dict[str, dict[str, torch.Tensor]] = {}
+    for site, spec in specs.items():
+        own = {name: torch.randn(shape, generator=generator) for name, shape in method.shapes(site, spec).items()}
+        dense = method.dense(own | method.frozen_of(frozen, site, spec), site, spec)
+        own[min(own)] *= scale * site.d_in**0.5 / float(dense.norm())  # dW is linear in each tensor
+        tensors[site.name] = own
+    full, head_tensors = AdapterSpec(method.name, specs), {}
+    if labels:
+        head = HeadSpec("linear", base.family.linear_pooling, len(labels))
+        fresh = init_head(head, base.family, base.hidden, generator)
+        head_tensors = {name: torch.randn(t.shape, generator=generator) * 0.5 for name, t in fresh.items()}
+        full = replace(full, task="classification", head=head, labels=tuple(labels))
+    return make_adapter(full, tensors, head_tensors, base, frozen=frozen)
 
 
 def _random_vectors(

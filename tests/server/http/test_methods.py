@@ -8,38 +8,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from cdvft.adapter import Adapter, AdapterSpec
+from cdvft.adapter import Adapter
 from cdvft.backbone import Backbone, load_backbone
-from cdvft.checkpoint import AdapterFiles, adapter_files, make_adapter, read_adapter
+from cdvft.checkpoint import AdapterFiles, adapter_files, read_adapter
 from cdvft.formatting import encode_prompt
 from cdvft.merge import merge
 from cdvft.methods import METHODS
 
 from tests.server.http.harness import Fleet
+from tests.tiny import method_adapter
 
 PROMPTS = ["the cat", "a dog sat on the mat and it was", "b"]
 
 
 def adapters(base: Backbone) -> dict[str, Adapter]:
-    """One of every method and one more of another shape, on q and v of the tiny LLaMA, large enough to show."""
-    found = {}
-    sites = [site for site in base.info.sites.values() if site.name.endswith(("q_proj", "v_proj"))]
-    for method in METHODS:
-        examples = [method.examples(site) for site in sites]
-        for which in (0, -1):
-            specs = {site: own[which] for site, own in zip(sites, examples, strict=True)}
-            generator = torch.Generator().manual_seed(len(found))
-            tensors = {
-                site.name: {
-                    name: torch.randn(shape, generator=generator) * 0.6
-                    for name, shape in method.shapes(site, spec).items()
-                }
-                for site, spec in specs.items()
-            }
-            name = f"{method.name}-{len(found)}"
-            frozen = method.frozen(specs, generator)
-            found[name] = make_adapter(AdapterSpec(method.name, specs), tensors, {}, base.info, frozen=frozen)
-    return found
+    """One of every method and one more of another shape."""
+    named = [(method, which) for method in METHODS for which in (0, -1)]
+    return {
+        f"{method.name}-{which % 7}": method_adapter(base.info, method, which, seed)
+        for seed, (method, which) in enumerate(named)
+    }
 
 
 def greedy(backbone: Backbone, adapter: Adapter, prompt: str, count: int) -> list[int]:
