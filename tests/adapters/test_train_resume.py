@@ -153,7 +153,7 @@ def test_the_folder_tells_how_it_was_trained(roberta: Path, tmp_path: Path) -> N
     told = json.loads((config.out / "training.json").read_text())
     assert told["result"] == result
     assert [row["epoch"] for row in told["epochs"]] == [1, 2, 3]
-    assert max(row["accuracy"] for row in told["epochs"]) == result["accuracy"]
+    assert max(row["matthews"] for row in told["epochs"]) == result["matthews"]
     assert (config.out / "training.png").read_bytes().startswith(PNG)
 
 

@@ -37,7 +37,8 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Classification:
-    """Cross entropy; the best epoch has the highest accuracy, then the lowest loss."""
+    """Cross entropy; the best epoch has the highest Matthews correlation (by accuracy it could be one that knows only
+    the most frequent label), then the highest accuracy, then the lowest loss."""
 
     def loss(self, trainee: Trainee, batch: Batch) -> Tensor:
         return functional.cross_entropy(trainee.outputs(batch), _labels(batch))
@@ -48,7 +49,7 @@ class Classification:
         predicted = logits.argmax(-1).tolist()
         loss = functional.cross_entropy(logits, torch.tensor(true)).item()
         metrics = {"accuracy": accuracy(predicted, true), "matthews": matthews(predicted, true)}
-        return Evaluation(loss, metrics, (metrics["accuracy"], -loss), logits)
+        return Evaluation(loss, metrics, (metrics["matthews"], metrics["accuracy"], -loss), logits)
 
 
 @dataclass(frozen=True)
