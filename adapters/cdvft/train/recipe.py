@@ -32,7 +32,7 @@ OPTIONS: Mapping[str, Mapping[str, tuple[str, Any]]] = {
 }
 # peak learning rates for (classify, lm); docs/decisions.md has the sweep
 RATES: Mapping[str, Mapping[str, tuple[float, float]]] = {
-    "cdvft": {"circulant": (3e-2, 3e-2), "diagonal": (1e-2, 3e-2)},
+    "cdvft": {"circulant": (1e-2, 3e-2), "diagonal": (1e-2, 3e-2)},
     "lora": {"adapter": (2e-3, 5e-3)},
     "fourierft": {"adapter": (5e-2, 5e-2)},
     "sdctft": {"adapter": (1e-2, 1e-2)},
