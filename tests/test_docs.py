@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from cdvft.family import FAMILIES
 from cdvft_server.config import ServeConfig
 from cdvft_server.errors import CODES
 
@@ -33,6 +34,13 @@ def test_every_setting_is_listed(field: str) -> None:
 def test_no_setting_is_listed_that_does_not_exist() -> None:
     listed = re.findall(r"^\| `--([a-z-]+)` \|", text("configuration.md"), re.M)
     assert sorted(listed) == sorted(field.replace("_", "-") for field in ServeConfig.model_fields)
+
+
+def test_the_table_of_bases_is_the_families() -> None:
+    assert re.findall(r"^\| `([a-z0-9-]+)` \|", text("models.md"), re.M) == [
+        *(name for name, family in FAMILIES.items() if family.kind == "decoder"),
+        *(name for name, family in FAMILIES.items() if family.kind == "encoder"),
+    ]
 
 
 def test_links_between_documents_lead_somewhere() -> None:

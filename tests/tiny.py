@@ -3,6 +3,7 @@
 The weights are much larger than a trained model's: different inputs and adapters give clearly different outputs.
 """
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,17 @@ import torch
 from cdvft.adapter import Adapter, AdapterSpec, Task
 from cdvft.baseinfo import BaseInfo
 from cdvft.checkpoint import make_adapter
+from cdvft.family import FAMILIES
 from cdvft.heads import HeadSpec, init_head
 from cdvft.methods import Method
 from cdvft.methods.cdvft import Cdvft, CdvftSpec
 from cdvft.site import Site
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
     BertConfig,
     BertModel,
     LlamaConfig,
@@ -29,7 +35,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 WORDS = "the a cat dog sat ran on mat red blue big small is was good bad not and he she it to of in no yes".split()
-DEFAULT_TARGETS = {"llama": ("q_proj", "v_proj"), "roberta": ("query", "value"), "bert": ("query", "value")}
+DEFAULT_TARGETS = {name: (own.projections["q"], own.projections["v"]) for name, own in FAMILIES.items()}
 
 disable_progress_bar()
 
@@ -225,6 +231,30 @@ def _encoder_fields(vocab_size: int) -> dict[str, Any]:
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
     }
+
+
+def tiny_base(folder: Path, model_type: str, seed: int = 0, **overrides: Any) -> Path:
+    """A base of 2 layers (width 32) of any family, with the byte tokenizer of the tiny LLaMA or RoBERTa."""
+    family = FAMILIES[model_type]
+    if model_type == "bert":
+        return tiny_bert(folder, seed, **overrides)
+    like = (tiny_llama if family.kind == "decoder" else tiny_roberta)(folder / "like")
+    tokenizer = AutoTokenizer.from_pretrained(like)
+    config = AutoConfig.from_pretrained(like).to_dict()
+    kept = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
+    kept += "max_position_embeddings type_vocab_size bos_token_id eos_token_id pad_token_id tie_word_embeddings"
+    fields = {key: config[key] for key in kept.split() if key in config}
+    if model_type == "distilbert":
+        names = {"hidden_size": "dim", "intermediate_size": "hidden_dim", "num_hidden_layers": "n_layers"}
+        names["num_attention_heads"] = "n_heads"
+        fields = {names.get(key, key): value for key, value in fields.items()}
+    if family.kind == "decoder":
+        fields["head_dim"] = fields["hidden_size"] // fields["num_attention_heads"]
+    own = AutoConfig.for_model(model_type, **(fields | overrides))
+    shutil.rmtree(like)
+    auto = AutoModelForCausalLM if family.kind == "decoder" else AutoModel
+    options = {"add_pooling_layer": False} if family.token_types else {}
+    return _save(folder, auto.from_config, own, tokenizer, seed, **options)
 
 
 def _save(folder: Path, model_class: Any, config: Any, tokenizer: Any, seed: int, **options: Any) -> Path:

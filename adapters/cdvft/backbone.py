@@ -130,7 +130,8 @@ def _load_model(path: Path, family: Family, dtype: Any, checkpoint: set[str]) ->
         _refuse_missing(report["missing_keys"], path)
         return whole.model, whole.lm_head
     pooled = any(name.endswith("pooler.dense.weight") for name in checkpoint) and family.standard_head == "pooler"
-    model, report = AutoModel.from_pretrained(path, dtype=dtype, add_pooling_layer=pooled, output_loading_info=True)
+    options = {"add_pooling_layer": pooled} if family.token_types else {}  # DistilBERT has none to leave out
+    model, report = AutoModel.from_pretrained(path, dtype=dtype, output_loading_info=True, **options)
     _refuse_missing(report["missing_keys"], path)
     return model, None
 
@@ -151,9 +152,9 @@ def _find_sites(model: nn.Module) -> dict[str, Site]:
 
 
 def _max_length(config: Any, family: Family) -> int:
-    """Tokens; RoBERTa's positions start after the padding index."""
+    """Tokens; RoBERTa's positions start behind the padding id."""
     longest = int(config.max_position_embeddings)
-    return longest - int(config.pad_token_id) - 1 if family.model_type == "roberta" else longest
+    return longest - int(config.pad_token_id) - 1 if family.pads_first else longest
 
 
 def _eos_ids(path: Path, config: Any) -> frozenset[int]:

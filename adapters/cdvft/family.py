@@ -14,14 +14,17 @@ class Family:
     """`prefixes` may stand before a site's name in a checkpoint; `projections` maps short target names to module names.
 
     `standard_head` is the architecture's own sequence classifier: `dense` (RoBERTa), `pooler` (BERT: the base's pooler
-    and one linear layer), `score` (decoders).
+    and one linear layer), `relu` (DistilBERT's two layers), `score` (decoders). `pads_first`: positions begin behind
+    the padding id, as RoBERTa's. `token_types`: the forward takes them.
     """
 
     model_type: str
     kind: Literal["encoder", "decoder"]
     prefixes: tuple[str, ...]
     projections: Mapping[str, str]
-    standard_head: Literal["dense", "pooler", "score"]
+    standard_head: Literal["dense", "pooler", "relu", "score"]
+    pads_first: bool = False
+    token_types: bool = False
 
     @property
     def standard_pooling(self) -> Literal["first", "last"]:
@@ -43,11 +46,30 @@ _BERT_PROJECTIONS = {"q": "query", "k": "key", "v": "value", "o": "attention.out
 _BERT_PROJECTIONS |= {"up": "intermediate.dense"}
 _LLAMA_PROJECTIONS = {short: f"{short}_proj" for short in ("q", "k", "v", "o", "gate", "up", "down")}
 
-FAMILIES: Mapping[str, Family] = {
-    "roberta": Family("roberta", "encoder", ("roberta.",), _BERT_PROJECTIONS, "dense"),
-    "bert": Family("bert", "encoder", ("bert.",), _BERT_PROJECTIONS, "pooler"),
-    "llama": Family("llama", "decoder", ("model.",), _LLAMA_PROJECTIONS, "score"),
-}
+_DISTILBERT_PROJECTIONS = {"q": "q_lin", "k": "k_lin", "v": "v_lin", "o": "out_lin", "up": "lin1", "down": "lin2"}
+
+
+def _roberta(model_type: str) -> Family:
+    return Family(model_type, "encoder", ("roberta.",), _BERT_PROJECTIONS, "dense", pads_first=True, token_types=True)
+
+
+def _llama(model_type: str) -> Family:
+    return Family(model_type, "decoder", ("model.",), _LLAMA_PROJECTIONS, "score")
+
+
+_EVERY = (
+    _roberta("roberta"),
+    _roberta("xlm-roberta"),
+    _roberta("camembert"),
+    Family("bert", "encoder", ("bert.",), _BERT_PROJECTIONS, "pooler", token_types=True),
+    Family("distilbert", "encoder", ("distilbert.",), _DISTILBERT_PROJECTIONS, "relu"),
+    _llama("llama"),
+    _llama("mistral"),
+    _llama("qwen2"),
+    _llama("qwen3"),
+    _llama("gemma"),
+)
+FAMILIES: Mapping[str, Family] = {family.model_type: family for family in _EVERY}
 
 
 def family_of(model_type: object) -> Family:

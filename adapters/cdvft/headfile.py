@@ -15,7 +15,7 @@ from cdvft.heads import HeadSpec, head_shapes
 
 __all__ = ["HEAD_MODULES", "HeadReading", "head_config", "read_head"]
 
-HEAD_MODULES = ("classifier", "score")
+HEAD_MODULES = ("classifier", "score", "pre_classifier")
 POOLINGS = ("mean", "first", "last")
 TASK_TYPES = ("CAUSAL_LM", "SEQ_CLS")
 SINGLE, REGRESSION = "single_label_classification", "regression"

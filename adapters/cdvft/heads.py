@@ -31,6 +31,13 @@ def head_shapes(head: HeadSpec, family: Family, hidden: int) -> dict[str, tuple[
         return {"classifier.weight": (head.outputs, hidden), "classifier.bias": (head.outputs,)}
     if family.standard_head == "score":
         return {"score.weight": (head.outputs, hidden)}
+    if family.standard_head == "relu":
+        return {
+            "pre_classifier.weight": (hidden, hidden),
+            "pre_classifier.bias": (hidden,),
+            "classifier.weight": (head.outputs, hidden),
+            "classifier.bias": (head.outputs,),
+        }
     return {
         "classifier.dense.weight": (hidden, hidden),
         "classifier.dense.bias": (hidden,),
@@ -69,7 +76,10 @@ def head_logits(
         )
     if "score.weight" in tensors:
         return functional.linear(pooled, tensors["score.weight"])
-    if head.type == "standard":
+    if "pre_classifier.weight" in tensors:
+        dense = functional.linear(pooled, tensors["pre_classifier.weight"], tensors["pre_classifier.bias"])
+        pooled = torch.relu(dense)
+    elif head.type == "standard":
         if pooler is None:
             raise UnsupportedBase("the standard head needs the base's pooler, which it does not have")
         dense = functional.linear(pooled, pooler.dense.weight.float(), pooler.dense.bias.float())  # type: ignore[union-attr, arg-type]

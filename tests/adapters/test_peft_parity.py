@@ -8,13 +8,14 @@ import torch
 from cdvft.backbone import Backbone, load_backbone
 from cdvft.checkpoint import read_adapter, read_folder
 from cdvft.errors import InvalidAdapter
+from cdvft.family import FAMILIES
 from cdvft.heads import head_logits
 from cdvft.linear import AdapterContext, BankSlice, adapt
 from cdvft.prepared import prepare_adapter
 from peft import C3AConfig, FourierFTConfig, LoraConfig, VeraConfig, WaveFTConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from tests.tiny import tiny_bert, tiny_llama, tiny_roberta
+from tests.tiny import tiny_base, tiny_bert, tiny_llama, tiny_roberta
 
 BASES = {"llama": tiny_llama, "roberta": tiny_roberta, "bert": tiny_bert}
 QV = ["q_proj", "v_proj", "query", "value"]
@@ -131,6 +132,19 @@ def test_logits_are_pefts(name: str, kind: str, folder: Path, tmp_path: Path) ->
     with torch.no_grad():
         plain = backbone.model(input_ids=ids).last_hidden_state
     assert plain.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", sorted(FAMILIES.keys() - BASES.keys()))
+@pytest.mark.parametrize("all_layers", [False, True])
+def test_every_family_gives_pefts_logits(kind: str, all_layers: bool, folder: Path, tmp_path: Path) -> None:
+    family = FAMILIES[kind]
+    path = folder / kind
+    path = path if path.exists() else tiny_base(path, kind)
+    names = list(family.projections.values()) if all_layers else [family.projections[k] for k in "qv"]
+    config = LoraConfig(r=4, lora_alpha=10, target_modules=names)
+    ids, expected = saved(path, "llama" if family.kind == "decoder" else kind, config, tmp_path)
+    found = served(load_backbone(str(path)), tmp_path, ids)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize(

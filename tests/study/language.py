@@ -17,7 +17,7 @@ from tests.e2e.test_trial_generate import asking, loud, numbered
 from tests.study.runner import RUNS, Training, by, command, records
 
 SEEDS = (0, 1, 2)
-METHODS: dict[str, dict[str, Any]] = {"base": {"lr": 0.0}, "CDVFT": {}, "LoRA r=8": {"method": "lora"}}
+METHODS: dict[str, dict[str, Any]] = {"base": {"lr": 1e-30, "epochs": 1}, "CDVFT": {}, "LoRA r=8": {"method": "lora"}}
 STYLES = {"in capitals": loud, "numbered": numbered, "asking": asking}
 TRAIN, HELD_OUT = 400, 100
 

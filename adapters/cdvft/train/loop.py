@@ -108,7 +108,10 @@ class _Trainer:
         self.trainee, self.objective, self.schedule, self.steps = trainee, objective, schedule, steps
         self.total = schedule.epochs * steps
         self.parameters = list(trainee.trained().values())
-        self.optimizer = torch.optim.AdamW(trainee.groups(schedule.rates, schedule.weight_decay))
+        groups = trainee.groups(schedule.rates, schedule.weight_decay)
+        if not groups:
+            raise CdvftError("every learning rate is 0: nothing would be trained; give --lr")
+        self.optimizer = torch.optim.AdamW(groups)
         self.step = 0
         self.losses: list[float] = []  # of the epoch in progress
         self.history: list[Record] = []

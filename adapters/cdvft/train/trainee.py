@@ -72,11 +72,12 @@ class Trainee(ABC):
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states `[B, T, hidden]`; positions count from each input's start, as in a packed segment."""
         config, family = self.backbone.config, self.backbone.info.family
-        first = config.pad_token_id + 1 if family.model_type == "roberta" else 0
+        first = config.pad_token_id + 1 if family.pads_first else 0
         positions = torch.arange(first, first + batch.ids.shape[1], device=batch.ids.device).expand_as(batch.ids)
         inputs: dict[str, Any] = {"input_ids": batch.ids, "position_ids": positions}
         if family.kind == "encoder":
-            inputs |= {"attention_mask": batch.mask, "token_type_ids": batch.type_ids}
+            inputs |= {"attention_mask": batch.mask}
+            inputs |= {"token_type_ids": batch.type_ids} if family.token_types else {}
         else:
             inputs |= {"use_cache": False}  # causal, padded at the right: no real token sees the padding
         states: Tensor = self.backbone.model(**inputs).last_hidden_state

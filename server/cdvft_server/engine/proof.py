@@ -70,9 +70,9 @@ def _sequence(backbone: Backbone, length: int, generator: Generator) -> Sequence
     ids = torch.randint(0, config.vocab_size, (length,), generator=generator)
     ids[ids == (config.pad_token_id or 0)] = config.vocab_size - 1
     types, sampling = None, None
-    if backbone.info.family.kind == "encoder":
+    if backbone.info.family.token_types:
         types = torch.randint(0, config.type_vocab_size, (length,), generator=generator).tolist()
-    else:
+    if backbone.info.family.kind == "decoder":
         sampling = SamplingParams(max_tokens=1, temperature=0.0, top_p=1.0, top_k=0, seed=0)
     return Sequence(Request("probe", ids.tolist(), _ignore, types, None, sampling))
 

@@ -38,7 +38,7 @@ class Runner:
         config = backbone.config
         groups = config.num_attention_heads // kv_shape(backbone)["kv_heads"]
         self._kernel = KernelMaker(groups, backbone.dtype, self.device)
-        self._first_position = config.pad_token_id + 1 if config.model_type == "roberta" else 0
+        self._first_position = config.pad_token_id + 1 if backbone.info.family.pads_first else 0
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Output:
@@ -62,7 +62,7 @@ class Runner:
         return range(first, first + segment.length)
 
     def _type_ids(self, batch: Batch) -> dict[str, Tensor]:
-        if self.arena is not None:
+        if not self.backbone.info.family.token_types:
             return {}
         return {"token_type_ids": self._packed(batch, lambda s: s.sequence.request.type_ids or [0] * s.length)}
 

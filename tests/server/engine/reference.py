@@ -8,7 +8,7 @@ import torch
 from cdvft.adapter import Adapter
 from cdvft.heads import head_logits, pool
 from cdvft.merge import merge
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 TIE = 1e-4  # a greedy divergence is excused below this gap of the two largest float64 logits
 COUNTS = {"positions": 0, "excused": 0}  # printed at the end of a test run
@@ -64,7 +64,9 @@ class Encoder:
     """A plain encoder in fp32, run padded."""
 
     def __init__(self, folder: Path, pooler: bool) -> None:
-        self.model = AutoModel.from_pretrained(folder, dtype=torch.float32, add_pooling_layer=pooler).eval()
+        has_choice = AutoConfig.from_pretrained(folder).model_type != "distilbert"
+        options = {"add_pooling_layer": pooler} if has_choice else {}
+        self.model = AutoModel.from_pretrained(folder, dtype=torch.float32, **options).eval()
         self.pad = self.model.config.pad_token_id
 
     @torch.no_grad()
@@ -81,5 +83,5 @@ class Encoder:
         with merge(self.model, adapter):
             hidden = self.model(ids, attention_mask=mask, **options).last_hidden_state
         pooled = [pool(own[: len(row)], adapter.spec.head.pooling) for own, row in zip(hidden, rows, strict=True)]
-        pooler = self.model.pooler if adapter.spec.head.type == "standard" else None
+        pooler = getattr(self.model, "pooler", None) if adapter.spec.head.type == "standard" else None
         return head_logits(adapter.spec.head, adapter.head, torch.stack(pooled), pooler).tolist()
