@@ -1,5 +1,7 @@
 """CDVFT inside PEFT: what a PEFT user does, and that what they save is what the server reads."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -344,6 +346,28 @@ def test_loading_without_memory_for_random_values_first(llama: Path, tmp_path: P
     model.save_pretrained(tmp_path)
     again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama), tmp_path, low_cpu_mem_usage=True)
     assert torch.equal(logits(again.eval(), x), logits(model, x))
+
+
+def test_a_layer_whose_sizes_have_a_small_common_divisor_gets_few_numbers(llama: Path, tmp_path: Path) -> None:
+    """The MLP is 32 x 48, gcd 16: blocks of 16 would be six, of 32 two, padded. What is loaded keeps its own."""
+    model = writer(llama, target_modules=["up_proj", "down_proj"])
+    model.save_pretrained(tmp_path)
+    adapter = read_adapter(read_folder(tmp_path), load_backbone(str(llama)).info)
+    assert {spec.partition_size for spec in adapter.spec.sites.values()} == {32}
+    assert adapter.num_parameters == 2 * 2 * (2 * 32 + 32 + 48)
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama), tmp_path)
+    x = ids()
+    close(logits(loaded.eval(), x), logits(model, x))
+    old = random_adapter(load_backbone(str(llama)).info, 3, targets=["up_proj"])  # of the config's own default, gcd
+    config = json.loads(adapter_files(old, load_backbone(str(llama)).info).config)
+    assert {spec.partition_size for spec in old.spec.sites.values()} == {16}
+    files = adapter_files(old, load_backbone(str(llama)).info)
+    silent = {**config, "partition_size": None, "task_type": "CAUSAL_LM"}
+    write_folder(tmp_path / "old", replace(files, config=json.dumps(silent).encode()))
+    again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama), tmp_path / "old").eval()
+    base = load_backbone(str(llama))
+    with torch.no_grad(), merge(base.model, old):
+        close(logits(again, x), base.lm_head(base.model(input_ids=x).last_hidden_state))  # type: ignore[misc]
 
 
 OTHERS: dict[str, Any] = {

@@ -21,7 +21,7 @@ from cdvft.methods.values import choice, integer, number, short
 from cdvft.patterns import lookup
 from cdvft.site import Site
 
-__all__ = ["Cdvft", "CdvftLayout", "CdvftSpec"]
+__all__ = ["Cdvft", "CdvftLayout", "CdvftSpec", "fresh_partition_size"]
 
 Grid = Literal["rect", "square"]
 Padding = Literal["zero", "cyclic"]
@@ -219,6 +219,13 @@ class Cdvft(Method[CdvftSpec]):
         q_out, q_in = spec.grid(site)
         first = (q_in + q_out * q_in + q_out) * 5 * p * math.log2(p) + 2 * site.d_in + 2 * d_out
         return first + (spec.num_factors - 2) * (3 * 5 * d_out * math.log2(d_out) + 3 * d_out)
+
+
+def fresh_partition_size(site: Site) -> int:
+    """For a new adapter: the shorter side, padded where it does not divide the longer one. The greatest common divisor,
+    which a config means that says nothing, would need d_in d_out / p numbers: 4096 x 11008 more than a LoRA of rank 8.
+    """
+    return min(site.d_in, site.d_out)
 
 
 def _padded(x: Tensor, layout: CdvftLayout) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 from cdvft.backbone import Backbone
 from cdvft.errors import CdvftError
 from cdvft.methods import method_named
+from cdvft.methods.cdvft import fresh_partition_size
 from cdvft.site import Site
 from cdvft.train.config import TrainConfig
 from cdvft.train.native import MethodTrainee
@@ -73,8 +74,10 @@ def site_specs(config: TrainConfig, sites: set[Site]) -> dict[Site, Any]:
     """Each site's hyper-parameters; None for a method that PEFT trains."""
     if config.method not in OURS:
         return dict.fromkeys(sorted(sites))
-    method = method_named(config.method)
-    return {site: method.spec(_options(config), site) for site in sorted(sites)}
+    method, options = method_named(config.method), _options(config)
+    if config.method == "cdvft" and config.partition_size is None:
+        return {site: method.spec({**options, "partition_size": fresh_partition_size(site)}, site) for site in sites}
+    return {site: method.spec(options, site) for site in sites}
 
 
 def make_trainee(config: TrainConfig, backbone: Backbone, prepared: Prepared) -> Trainee:

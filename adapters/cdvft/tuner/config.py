@@ -1,5 +1,6 @@
 """What a PEFT user says about an adapter; saved as adapter_config.json, which the server reads unchanged."""
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
@@ -7,9 +8,10 @@ from peft import PeftConfig
 
 from cdvft.errors import InvalidAdapter
 from cdvft.methods.base import Method
-from cdvft.methods.cdvft import Cdvft
+from cdvft.methods.cdvft import Cdvft, fresh_partition_size
 from cdvft.methods.lamda import Lamda
 from cdvft.methods.sdctft import Sdctft
+from cdvft.patterns import lookup
 from cdvft.site import Site
 from cdvft.tuner.registry import peft_type
 
@@ -70,7 +72,7 @@ class CDVFTConfig(MethodConfig):
     """CDVFT (arXiv 2505.00580): dW = alpha * diag circ diag ..., `num_factors` diagonals and one circulant less.
 
     `partition_size`: block length p of the first circulant, one for all layers, or by layer name or pattern in
-    `partition_size_pattern`; None: the greatest common divisor of a layer's sizes. `block_grid`, `padding` and
+    `partition_size_pattern`; None: a layer's shorter side, filled in from the model. `block_grid`, `padding` and
     `circulant_convention` matter for checkpoints of other code; leave them. `site_shapes` is filled in from the model.
     Raises ValueError for values that no layer could take.
     """
@@ -84,6 +86,16 @@ class CDVFTConfig(MethodConfig):
     block_grid: Literal["rect", "square"] = "rect"
     padding: Literal["zero", "cyclic"] = "zero"
     site_shapes: dict[str, list[int]] = field(default_factory=dict)
+
+    def choose_partition_size(self, site: Site) -> None:
+        """Fill in the layer's own where a new adapter leaves it open; not for one that was loaded."""
+        loaded = any(f".{site.name}".endswith(f".{known}") for known in self.site_shapes)
+        if self.partition_size is not None or loaded:
+            return
+        chosen = fresh_partition_size(site)
+        given = lookup(self.partition_size_pattern, site.name, "partition_size_pattern")
+        if given is None and chosen != math.gcd(site.d_in, site.d_out):  # which a config that says nothing means
+            self.partition_size_pattern[site.name] = chosen
 
 
 @dataclass

@@ -54,6 +54,8 @@ class MethodModel(BaseTuner):
     ) -> None:
         layer = target if isinstance(target, self.tuner_layer_cls) else self._new_layer(target, current_key)
         site = layer.site
+        if isinstance(config, CDVFTConfig):
+            config.choose_partition_size(site)
         try:
             spec = layer.method.spec(config.method_options(), site)
         except InvalidAdapter as error:

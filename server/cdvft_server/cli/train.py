@@ -31,7 +31,7 @@ HELP: dict[str, tuple[Any, str]] = {
     "targets": (str, "Layers: q, k, v, o, gate, up, down, module names, or all-linear."),
     "partition_size": (
         POSITIVE,
-        "cdvft, c3a: block length; the greatest common divisor of a layer's sizes if left out.",
+        "Block length; cdvft: a layer's shorter side, c3a: the sizes' greatest common divisor if left out.",
     ),
     "num_factors": (click.IntRange(min=2), "cdvft: diagonals (2 if left out); there is one circulant less."),
     "alpha": (
