@@ -4,7 +4,7 @@ The weights are much larger than a trained model's: different inputs and adapter
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -176,12 +176,19 @@ def method_adapter(
     *,
     labels: Sequence[str] | None = None,
     scale: float = 0.7,
+    options: Mapping[str, Any] | None = None,
 ) -> Adapter:
-    """An adapter of any method on q and v: its `which`-th example, random tensors, |dW x| about `scale * |x|`."""
+    """An adapter of any method on q and v: its `which`-th example, or by `options` of its config; random tensors,
+    |dW x| about `scale * |x|`.
+    """
     endings = tuple(f".{name}" for name in DEFAULT_TARGETS[base.family.model_type])
     generator = torch.Generator().manual_seed(seed)
-    examples = {site: list(method.examples(site)) for site in base.sites.values() if site.name.endswith(endings)}
-    specs = {site: own[which % len(own)] for site, own in examples.items()}
+    sites = [site for site in base.sites.values() if site.name.endswith(endings)]
+    if options is None:
+        examples = {site: list(method.examples(site)) for site in sites}
+        specs = {site: own[which % len(own)] for site, own in examples.items()}
+    else:
+        specs = {site: method.spec(options, site) for site in sites}
     frozen = method.frozen(specs, generator)
     tensors: dict[str, dict[str, torch.Tensor]] = {}
     for site, spec in specs.items():

@@ -6,42 +6,17 @@ import pytest
 import torch
 from cdvft.accounting import adapter_cost
 from cdvft.checkpoint import adapter_files, read_adapter
-from cdvft.methods import Method
 from cdvft.methods.cdvft import Cdvft, CdvftSpec
 from cdvft.methods.fourierft import FourierFt, FourierFtSpec
 from cdvft.methods.lora import Lora, LoraSpec
 from cdvft.methods.vera import Vera, VeraSpec
 from cdvft.site import Site
 
+from tests.paper import COLUMNS, LLAMA_GSM8K, LLAMA_QV, ROBERTA_QV, flops, parameters, square
 from tests.tiny import random_adapter
 
 METHOD = Cdvft()
-ROBERTA_QV = [Site(f"layer.{i}.{name}", 768, 768) for i in range(12) for name in ("query", "value")]
-LLAMA_QV = [Site(f"layers.{i}.{name}", 4096, 4096) for i in range(32) for name in ("q_proj", "v_proj")]
-LLAMA_GSM8K = [
-    site
-    for i in range(32)
-    for site in (
-        *(Site(f"layers.{i}.{name}", 4096, 4096) for name in ("q_proj", "k_proj", "v_proj")),
-        Site(f"layers.{i}.up_proj", 4096, 11008),
-        Site(f"layers.{i}.down_proj", 11008, 4096),
-    )
-]
-
-
-def parameters(sites: list[Site], spec: object, method: Method = METHOD) -> int:
-    return sum(method.num_parameters(site, spec) for site in sites)
-
-
-def flops(sites: list[Site], spec: object, method: Method = METHOD) -> float:
-    return sum(method.paper_flops(site, spec) or 0.0 for site in sites)
-
-
 FOURIERFT = FourierFtSpec(1000, 150.0)
-
-
-def square(p: int) -> CdvftSpec:
-    return CdvftSpec(p, block_grid="square", padding="cyclic")
 
 
 @pytest.mark.parametrize(
@@ -55,28 +30,35 @@ def square(p: int) -> CdvftSpec:
     ],
 )
 def test_cdvft_parameters(sites: list[Site], spec: CdvftSpec, expected: int) -> None:
-    assert parameters(sites, spec) == expected
+    assert parameters(sites, METHOD, spec) == expected
 
 
 def test_lora_parameters() -> None:
-    roberta = parameters(ROBERTA_QV, LoraSpec(8, 16.0), Lora())
-    assert round(roberta / parameters(ROBERTA_QV, CdvftSpec(768)), 2) == 5.33
-    assert parameters(LLAMA_QV, LoraSpec(64, 16.0), Lora()) == 33_554_432
-    assert parameters(LLAMA_GSM8K, LoraSpec(16, 16.0), Lora()) == 28_049_408
+    roberta = parameters(ROBERTA_QV, Lora(), LoraSpec(8, 16.0))
+    assert round(roberta / parameters(ROBERTA_QV, METHOD, CdvftSpec(768)), 2) == 5.33
+    assert parameters(LLAMA_QV, Lora(), LoraSpec(64, 16.0)) == 33_554_432
+    assert parameters(LLAMA_GSM8K, Lora(), LoraSpec(16, 16.0)) == 28_049_408
 
 
 def test_flops_per_token() -> None:
-    assert round(flops(ROBERTA_QV, CdvftSpec(768)) / 1e6, 3) == 2.724
-    assert round(flops(LLAMA_QV, CdvftSpec(4096)) / 1e9, 4) == 0.0482
-    assert round(flops(LLAMA_QV, CdvftSpec(2048)) / 1e9, 4) == 0.0587
-    assert round(flops(ROBERTA_QV, FOURIERFT, FourierFt()) / 1e9, 3) == 1.413
-    assert round(flops(LLAMA_QV, FOURIERFT, FourierFt()) / 1e9, 3) == 133.144
-    assert round(flops(ROBERTA_QV, LoraSpec(16, 16.0), Lora()) / 1e6, 3) == 0.608
-    assert round(flops(ROBERTA_QV, VeraSpec(256), Vera()) / 1e6, 3) == 9.480
+    assert round(flops(ROBERTA_QV, METHOD, CdvftSpec(768)) / 1e6, 3) == 2.724
+    assert round(flops(LLAMA_QV, METHOD, CdvftSpec(4096)) / 1e9, 4) == 0.0482
+    assert round(flops(LLAMA_QV, METHOD, CdvftSpec(2048)) / 1e9, 4) == 0.0587
+    assert round(flops(ROBERTA_QV, FourierFt(), FOURIERFT) / 1e9, 3) == 1.413
+    assert round(flops(LLAMA_QV, FourierFt(), FOURIERFT) / 1e9, 3) == 133.144
+    assert round(flops(ROBERTA_QV, Lora(), LoraSpec(16, 16.0)) / 1e6, 3) == 0.608
+    assert round(flops(ROBERTA_QV, Vera(), VeraSpec(256)) / 1e6, 3) == 9.480
+
+
+@pytest.mark.parametrize(("what", "value", "printed"), COLUMNS)
+def test_the_papers_columns_come_out(what: str, value: float, printed: str) -> None:
+    unit = {"M": 1e6, "G": 1e9}[printed[-1]]
+    digits = len(printed) - printed.index(".") - 2
+    assert round(value / unit, digits) == float(printed[:-1]), what
 
 
 def test_the_papers_claim_of_51_89_contradicts_its_table() -> None:
-    ratio = flops(ROBERTA_QV, FOURIERFT, FourierFt()) / flops(ROBERTA_QV, CdvftSpec(768))
+    ratio = flops(ROBERTA_QV, FourierFt(), FOURIERFT) / flops(ROBERTA_QV, METHOD, CdvftSpec(768))
     assert round(ratio) == 519
 
 
@@ -107,5 +89,5 @@ def test_costs_of_an_adapter(llama) -> None:
 def test_sizes_in_the_design_are_right() -> None:
     """RoBERTa-base: 216 KiB of fp32 vectors; LLaMA2-7B: 3 MiB."""
     size = torch.finfo(torch.float32).bits // 8
-    assert size * parameters(ROBERTA_QV, CdvftSpec(768)) == 216 * 1024
-    assert size * parameters(LLAMA_QV, CdvftSpec(4096)) == 3 * 1024 * 1024
+    assert size * parameters(ROBERTA_QV, METHOD, CdvftSpec(768)) == 216 * 1024
+    assert size * parameters(LLAMA_QV, METHOD, CdvftSpec(4096)) == 3 * 1024 * 1024

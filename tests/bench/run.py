@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cdvft.adapter import Adapter
 from cdvft.backbone import Backbone, load_backbone
+from cdvft.methods import method_named
 from cdvft.prepared import prepare_adapter
 from cdvft.train.precision import has_fast_bfloat16
 from cdvft_server.engine import AdapterPool, Engine, EngineConfig, SamplingParams
@@ -23,9 +25,20 @@ from tests.bench.load import Load, classify_load, generate_load
 from tests.bench.shapes import llama_160m, text_encoder
 from tests.bench.training import TrainingSteps
 from tests.e2e import inputs
-from tests.tiny import random_adapter
+from tests.tiny import method_adapter, random_adapter
 
 Side = Callable[[], None]
+# each method's hyper-parameters as `cdvft train` takes them for a width of 384
+OPTIONS: dict[str, dict[str, Any]] = {
+    "cdvft": {},
+    "lora": {"r": 8, "lora_alpha": 16.0},
+    "fourierft": {"n_frequency": 1000, "scaling": 100.0},
+    "sdctft": {"n_frequency": 1000},
+    "vera": {"r": 256},
+    "lamda": {"r": 32},
+    "c3a": {"block_size": 384},
+    "waveft": {"n_frequency": 1000, "scaling": 25.0},
+}
 
 
 def interleaved(first: Side, second: Side, runs: int) -> tuple[float, float, float]:
@@ -45,7 +58,7 @@ def _seconds(side: Side) -> float:
 class Served:
     """An engine on a base with `adapters` random ones resident, for loads whose requests name them in turn."""
 
-    def __init__(self, path: Path, adapters: int, task: Any) -> None:
+    def __init__(self, path: Path, adapters: int, task: Any, method: str = "cdvft") -> None:
         self.backbone = load_backbone(str(path))
         self.pool = AdapterPool(self.backbone.device, 1 << 32)
         self.engine = Engine(self.backbone, self.pool, EngineConfig(kv_tokens=16_384))
@@ -53,9 +66,10 @@ class Served:
         if task != "lm":
             self.head_only = self._place_head_alone()
         for seed in range(adapters):
-            prepared = prepare_adapter(random_adapter(self.backbone.info, seed, task, scale=0.02))
+            prepared = prepare_adapter(_random(self.backbone, method, seed, task))
             self.pool.place(prepared).release()
             self.digests.append(prepared.digest)
+            self.row_bytes, self.shared_bytes = prepared.nbytes, prepared.shared_nbytes
         self.engine.start()
 
     def _place_head_alone(self) -> str:
@@ -72,6 +86,15 @@ class Served:
         """All requests at once, over `distinct` adapters (0: the base); returns when the last has ended."""
         alone = [] if load.sampling else [self.head_only]
         load.run(self.engine, self.pool, self.digests[:distinct] or alone)
+
+
+def _random(backbone: Backbone, method: str, seed: int, task: Any) -> Adapter:
+    """With the hyper-parameters that `cdvft train` takes."""
+    if method == "cdvft":
+        return random_adapter(backbone.info, seed, task, scale=0.02)
+    labels = None if task == "lm" else ["no", "yes"]
+    chosen = OPTIONS[method]
+    return method_adapter(backbone.info, method_named(method), 0, seed, labels=labels, scale=0.02, options=chosen)
 
 
 def encoder(runs: int) -> Iterator[dict[str, Any]]:
@@ -113,6 +136,18 @@ def overhead(runs: int) -> Iterator[dict[str, Any]]:
         **_times(base, mixed, ratio),
     }
     served.engine.stop(1.0)
+
+
+def methods(runs: int) -> Iterator[dict[str, Any]]:
+    """For each method, 32 distinct adapters with their heads in a batch of 32 against the base with one head."""
+    texts = [row["text"] for row in inputs.rows(inputs.data("sst_2", "valid"))[:32]]
+    for name in OPTIONS:
+        served = Served(text_encoder(), 32, "classification", name)
+        load = classify_load(served.backbone, texts)
+        base, mixed, ratio = interleaved(lambda: served.run(load, 0), lambda: served.run(load, 32), runs)  # noqa: B023
+        sizes = {"row_bytes": served.row_bytes, "shared_bytes": served.shared_bytes}
+        yield {"case": "methods", "method": name, **sizes, **_times(base, mixed, ratio)}
+        served.engine.stop(1.0)
 
 
 def decode(runs: int) -> Iterator[dict[str, Any]]:
@@ -166,7 +201,7 @@ def _times(first: float, second: float, ratio: float) -> dict[str, float]:
     return {"first_ms": round(first * 1e3, 1), "second_ms": round(second * 1e3, 1), "ratio": round(ratio, 3)}
 
 
-CASES = {"encoder": encoder, "overhead": overhead, "decode": decode, "training": training}
+CASES = {"encoder": encoder, "overhead": overhead, "methods": methods, "decode": decode, "training": training}
 
 
 def main() -> None:

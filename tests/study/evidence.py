@@ -7,7 +7,7 @@ set, the epoch on valid (or a tenth held out) and the figure on test. Writes the
 import math
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cdvft.train import TrainConfig
@@ -37,15 +37,16 @@ TASKS: dict[str, tuple[int | None, str | None, str]] = {
 DRAWS = 2000
 
 
-def trainings() -> list[Training]:
+def trainings(methods: Mapping[str, dict[str, Any]] = METHODS, tasks: Sequence[str] = tuple(TASKS)) -> list[Training]:
     """Seed by seed, so that a study that was stopped has whole tables of fewer seeds."""
     found = []
     for seed in SEEDS:
-        for task, (count, valid, test) in TASKS.items():
+        for task in tasks:
+            count, valid, test = TASKS[task]
             data = inputs.data(task, "train")
             if count is not None:
                 data = inputs.write_rows(RUNS / "data" / f"{task}-{count}.jsonl", inputs.rows(data)[:count])
-            for method, options in METHODS.items():
+            for method, options in methods.items():
                 chosen = inputs.data(task, valid) if valid else None
                 config = TrainConfig(
                     "classify", str(inputs.model("minilm-roberta")), data, RUNS, chosen, seed=seed, **options

@@ -6,17 +6,18 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cdvft.files import FIELDS
 from cdvft.train import TrainConfig
 
 from tests.e2e.inputs import ROOT
 
-__all__ = ["RUNS", "Training", "by", "command", "records"]
+__all__ = ["RUNS", "Training", "by", "command", "record", "records"]
 
 RUNS = ROOT / "runs" / "study"  # data, kept out of the repository
 RECORDED = ROOT / "tests" / "study" / "recorded"  # one line for each training
@@ -37,15 +38,20 @@ class Training:
 
 
 def command(
-    study: str, about: str | None, trainings: Callable[[], Sequence[Training]], table: Callable[[], str]
+    study: str,
+    about: str | None,
+    trainings: Callable[[], Sequence[Training]],
+    table: Callable[[], str],
+    further: Callable[[], None] = lambda: None,
 ) -> None:
-    """What `python -m tests.study.<study>` does: run what is not recorded yet, print the table."""
+    """What `python -m tests.study.<name>` does: run what is not recorded yet in `study`, then `further`, and print."""
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--table", action="store_true", help="print what is recorded and run nothing")
     options = parser.parse_args()
     if not options.table:
         run_all(study, trainings(), options.jobs)
+        further()
     print(table())
 
 
@@ -66,10 +72,14 @@ def run_all(study: str, trainings: Sequence[Training], jobs: int) -> None:
             if (error := future.exception()) is not None:
                 print(f"{told} failed: {error!r}", flush=True)
                 continue
-            record = {"key": training.key, **training.about, **future.result()}
-            with (RECORDED / f"{study}.jsonl").open("a") as file:
-                file.write(json.dumps(record) + "\n")
-            print(f"{told}: { {name: round(value, 4) for name, value in record['metrics'].items()} }", flush=True)
+            result = future.result()
+            record(study, {"key": training.key, **training.about, **result})
+            print(f"{told}: { {name: round(value, 4) for name, value in result['metrics'].items()} }", flush=True)
+
+
+def record(study: str, row: Mapping[str, Any]) -> None:
+    with (RECORDED / f"{study}.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def records(study: str) -> list[dict[str, Any]]:
@@ -99,10 +109,12 @@ def _run(training: Training) -> dict[str, Any]:
     predictions = None
     if shown.outputs is not None and training.keep_predictions:
         predictions = shown.outputs.argmax(-1).tolist()
+        files = sum(path.stat().st_size for name in FIELDS if (path := Path(folder) / "out" / name).is_file())
     figures = ("parameters", "head_parameters", "seconds", "epoch", "train_inputs", "truncated")
     return {
         "metrics": shown.metrics,
         "loss": shown.loss,
+        "file_bytes": files,
         **{name: report[name] for name in figures},
         "predictions": predictions,
     }

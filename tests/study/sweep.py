@@ -36,17 +36,30 @@ RECIPES: dict[str, tuple[dict[str, Any], str | None]] = {
     "1e-1 / 3e-2": ({"lr_circulant": 1e-1, "lr_diagonal": 3e-2}, None),
     "1e-1 / 1e-1": ({"lr": 1e-1}, None),
     "LoRA r=8, 1e-2": ({"method": "lora", "lr": 1e-2}, None),
+    **{
+        f"{method}, {rate:g}": ({"method": method, "lr": rate}, None)
+        for method, rates in {
+            "sdctft": (3e-3, 1e-2, 3e-2),
+            "vera": (6e-3, 2e-2, 6e-2),
+            "lamda": (6e-3, 2e-2, 6e-2),
+            "c3a": (3e-2, 1e-1, 3e-1),
+            "waveft": (2e-4, 5e-4, 2e-3),
+        }.items()
+        for rate in rates
+    },
     "no mixed precision": ({**START, "mixed_precision": "none"}, None),
 }
 LM_ONLY = ("1e-1 / 3e-2", "1e-1 / 1e-1", "LoRA r=8, 1e-2")
-NOT_LM = ("head rate", "standard head", "no mixed", "FourierFT", "weight decay", "cosine")
+OTHERS = ("sdctft", "vera", "lamda", "c3a", "waveft")  # trec and sst_2 alone
+NOT_LM = (*OTHERS, "head rate", "standard head", "no mixed", "FourierFT", "weight decay", "cosine")
 
 
 def trainings() -> list[Training]:
     found = []
     for recipe, (options, patch) in RECIPES.items():
-        for task, split in CLASSIFY.items() if recipe not in LM_ONLY else ():
-            data, held_out = _some(task, "train", ROWS), _some(task, split, HELD_OUT)
+        tasks = [] if recipe in LM_ONLY else list(CLASSIFY)[: 2 if recipe.startswith(OTHERS) else None]
+        for task in tasks:
+            data, held_out = _some(task, "train", ROWS), _some(task, CLASSIFY[task], HELD_OUT)
             config = TrainConfig("classify", str(inputs.model("minilm-roberta")), data, RUNS, held_out, **options)
             found.append(Training((recipe, task), config, patch=patch, about={"recipe": recipe, "task": task}))
         if recipe.startswith(NOT_LM):

@@ -19,6 +19,7 @@ __all__ = ["Sdctft", "SdctftLayout", "SdctftSpec"]
 
 STORED = "sdctft_indices"
 ENERGY_SHARE = 0.7  # of the coefficients, chosen by the base weight's energy; the others are drawn
+SEED = 777
 CHUNK = 1024  # coefficients of one product of waves
 
 
@@ -77,10 +78,12 @@ class Sdctft(Spectral[SdctftSpec]):
     def frozen(
         self, specs: Mapping[Site, SdctftSpec], generator: Generator, weights: Tensors | None = None
     ) -> dict[str, Tensor]:
-        """0.7 n places where the transform of the base's weight is largest, the rest drawn; all drawn without it."""
+        """0.7 n places where the transform of the base's weight is largest, the rest drawn (all, without the weight), by
+        one seed for everybody: adapters of one base and n stand on the same places, and share a bank.
+        """
         chosen = {}
         for site, spec in sorted(specs.items()):
-            order = torch.randperm(site.d_out * site.d_in, generator=generator)
+            order = torch.randperm(site.d_out * site.d_in, generator=Generator().manual_seed(SEED))
             weight = (weights or {}).get(site.name)
             if weight is not None:
                 energy = dct(dct(weight.float()).T).T.square().flatten().cpu()
