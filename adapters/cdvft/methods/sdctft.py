@@ -78,7 +78,7 @@ class Sdctft(Spectral[SdctftSpec]):
     def frozen(
         self, specs: Mapping[Site, SdctftSpec], generator: Generator, weights: Tensors | None = None
     ) -> dict[str, Tensor]:
-        """0.7 n places where the transform of the base's weight is largest, the rest drawn (all, without the weight), by
+        """0.7 n places where the transform of the base's weight is largest, the rest drawn (without it all), by
         one seed for everybody: adapters of one base and n stand on the same places, and share a bank.
         """
         chosen = {}
