@@ -94,14 +94,19 @@ def counted(function: Any, calls: list[int]) -> Any:
     return call
 
 
+def interrupted(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, after: int) -> TrainConfig:
+    """The same config, after a training by it that ended in the midst of things."""
+    with monkeypatch.context() as patched:
+        interrupt(patched, after)
+        with pytest.raises(PulledPlug):
+            train(config)
+    return config
+
+
 def test_resume_refuses_another_training_and_keeps_its_state(
     roberta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config_for(roberta, tmp_path)
-    with monkeypatch.context() as patched:
-        interrupt(patched, 12)
-        with pytest.raises(PulledPlug):
-            train(config)
+    config = interrupted(config_for(roberta, tmp_path), monkeypatch, 12)
     with pytest.raises(CdvftError, match="started with another lr, seed"):
         train(replace(config, seed=5, lr=1e-3, resume=True))
     other = rows(tmp_path / "other.jsonl", seed=9)
@@ -121,11 +126,7 @@ def test_a_damaged_state_is_told(roberta: Path, tmp_path: Path) -> None:
 def test_without_resume_it_starts_again(
     roberta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = config_for(roberta, tmp_path)
-    with monkeypatch.context() as patched:
-        interrupt(patched, 12)
-        with pytest.raises(PulledPlug):
-            train(config)
+    config = interrupted(config_for(roberta, tmp_path), monkeypatch, 12)
     train(config)
     assert "--resume would go on with it" in capsys.readouterr().err
     assert "resumed" not in capsys.readouterr().err

@@ -1,7 +1,6 @@
 """C3A (arXiv 2407.19342): dW is a grid of circulant blocks given by their first rows, divided by d_in."""
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,7 +12,7 @@ from cdvft.circulant import circulant_rows, transposed
 from cdvft.errors import InvalidAdapter
 from cdvft.fft import block_circulant, circulant_spectrum
 from cdvft.methods.base import Method, Tensors, fft_flops
-from cdvft.methods.values import integer, pattern_of
+from cdvft.methods.values import integer, pattern_of, patterned
 from cdvft.patterns import lookup
 from cdvft.site import Site
 
@@ -56,9 +55,8 @@ class C3a(Method[C3aSpec]):
         return C3aSpec(size)
 
     def config(self, specs: Mapping[Site, C3aSpec]) -> dict[str, Any]:
-        common = Counter(spec.block_size for spec in specs.values()).most_common(1)[0][0]
-        others = {site.name: spec.block_size for site, spec in specs.items() if spec.block_size != common}
-        return {"block_size": common, "block_size_pattern": others}
+        sizes = {site: spec.block_size for site, spec in specs.items()}
+        return patterned(sizes, "block_size", "block_size_pattern")
 
     def examples(self, site: Site) -> list[C3aSpec]:
         widest = math.gcd(site.d_in, site.d_out)

@@ -4,7 +4,6 @@ m diagonals and m - 1 circulants. The first circulant is a grid of p x p blocks 
 """
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -17,7 +16,7 @@ from cdvft.circulant import Convention, circulant_rows, transposed
 from cdvft.errors import InvalidAdapter
 from cdvft.fft import block_circulant, circulant_spectrum
 from cdvft.methods.base import Method, Tensors, fft_flops
-from cdvft.methods.values import choice, integer, number, short
+from cdvft.methods.values import choice, integer, number, patterned, short
 from cdvft.patterns import lookup
 from cdvft.site import Site
 
@@ -94,15 +93,11 @@ class Cdvft(Method[CdvftSpec]):
         )
 
     def config(self, specs: Mapping[Site, CdvftSpec]) -> dict[str, Any]:
-        sizes = Counter(spec.partition_size for spec in specs.values())
-        common = sizes.most_common(1)[0][0]
+        sizes = {site: spec.partition_size for site, spec in specs.items()}
         first = next(iter(specs.values()))
         return {
             "num_factors": first.num_factors,
-            "partition_size": common,
-            "partition_size_pattern": {
-                s.name: v.partition_size for s, v in specs.items() if v.partition_size != common
-            },
+            **patterned(sizes, "partition_size", "partition_size_pattern"),
             "alpha": first.alpha,
             "circulant_convention": first.circulant_convention,
             "block_grid": first.block_grid,

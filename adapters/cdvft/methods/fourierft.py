@@ -1,7 +1,6 @@
 """FourierFT (arXiv 2405.03003): dW = scaling * Re ifft2(S), n real coefficients at places that a seed draws."""
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -10,7 +9,15 @@ import torch
 from torch import Generator, Tensor
 
 from cdvft.methods.base import Tensors, fft_flops
-from cdvft.methods.spectral import INDICES, Places, Spectral, check_shared_indices, frequencies, random_indices
+from cdvft.methods.spectral import (
+    INDICES,
+    Places,
+    Spectral,
+    check_shared_indices,
+    frequencies,
+    frequency_keys,
+    random_indices,
+)
 from cdvft.methods.values import integer, number
 from cdvft.site import Site
 
@@ -57,11 +64,9 @@ class FourierFt(Spectral[FourierFtSpec]):
         )
 
     def config(self, specs: Mapping[Site, FourierFtSpec]) -> dict[str, Any]:
-        common = Counter(spec.n_frequency for spec in specs.values()).most_common(1)[0][0]
         first = next(iter(specs.values()))
         return {
-            "n_frequency": common,
-            "n_frequency_pattern": {s.name: v.n_frequency for s, v in specs.items() if v.n_frequency != common},
+            **frequency_keys(specs),
             "scaling": first.scaling,
             "random_loc_seed": first.random_loc_seed,
         }

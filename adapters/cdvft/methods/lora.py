@@ -1,7 +1,6 @@
 """LoRA (arXiv 2106.09685): dW = scaling * B A; scaling = alpha / r, with rsLoRA (arXiv 2312.03732) alpha / sqrt(r)."""
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -10,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from cdvft.methods.base import Method, Tensors
-from cdvft.methods.values import flag, integer, number, pattern_of
+from cdvft.methods.values import flag, integer, number, pattern_of, patterned
 from cdvft.patterns import lookup
 from cdvft.site import Site
 
@@ -53,14 +52,10 @@ class Lora(Method[LoraSpec]):
         )
 
     def config(self, specs: Mapping[Site, LoraSpec]) -> dict[str, Any]:
-        rank = Counter(spec.rank for spec in specs.values()).most_common(1)[0][0]
-        alpha = Counter(spec.lora_alpha for spec in specs.values()).most_common(1)[0][0]
         return {
-            "r": rank,
-            "lora_alpha": alpha,
             "use_rslora": next(iter(specs.values())).use_rslora,
-            "rank_pattern": {site.name: spec.rank for site, spec in specs.items() if spec.rank != rank},
-            "alpha_pattern": {site.name: spec.lora_alpha for site, spec in specs.items() if spec.lora_alpha != alpha},
+            **patterned({site: spec.rank for site, spec in specs.items()}, "r", "rank_pattern"),
+            **patterned({site: spec.lora_alpha for site, spec in specs.items()}, "lora_alpha", "alpha_pattern"),
         }
 
     def examples(self, site: Site) -> list[LoraSpec]:

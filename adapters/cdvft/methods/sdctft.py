@@ -1,6 +1,5 @@
 """sDCTFT (arXiv 2410.09103): dW = alpha * D_out^T S D_in, D the orthonormal DCT-II, n coefficients at chosen places."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,7 +10,7 @@ from torch import Generator, Tensor
 from cdvft.dct import dct, dct_matrix, idct
 from cdvft.errors import InvalidAdapter
 from cdvft.methods.base import Tensors, fft_flops
-from cdvft.methods.spectral import INDICES, Places, Spectral, check_indices, frequencies
+from cdvft.methods.spectral import INDICES, Places, Spectral, check_indices, frequencies, frequency_keys
 from cdvft.methods.values import choice, number
 from cdvft.site import Site
 
@@ -59,11 +58,9 @@ class Sdctft(Spectral[SdctftSpec]):
         )
 
     def config(self, specs: Mapping[Site, SdctftSpec]) -> dict[str, Any]:
-        common = Counter(spec.n_frequency for spec in specs.values()).most_common(1)[0][0]
         first = next(iter(specs.values()))
         return {
-            "n_frequency": common,
-            "n_frequency_pattern": {s.name: v.n_frequency for s, v in specs.items() if v.n_frequency != common},
+            **frequency_keys(specs),
             "alpha": first.alpha,
             "dct_norm": first.dct_norm,
         }

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from cdvft.errors import InvalidAdapter
 from cdvft.methods.base import Method, Tensors
-from cdvft.methods.values import integer, pattern_of
+from cdvft.methods.values import integer, pattern_of, patterned
 from cdvft.patterns import lookup
 from cdvft.site import Site
 
@@ -25,6 +25,7 @@ __all__ = [
     "check_indices",
     "check_shared_indices",
     "frequencies",
+    "frequency_keys",
     "random_indices",
 ]
 
@@ -136,3 +137,8 @@ def frequencies(config: Mapping[str, Any], site: Site, default: int) -> int:
             f"entries, {site.d_in * site.d_out}"
         )
     return int(count)
+
+
+def frequency_keys(specs: Mapping[Site, Any]) -> dict[str, Any]:
+    """The config keys from which `frequencies` reads each spec's `n_frequency` again."""
+    return patterned({site: spec.n_frequency for site, spec in specs.items()}, "n_frequency", "n_frequency_pattern")

@@ -1,11 +1,13 @@
 """Values of adapter_config.json, typed and in range, or refused by key."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from cdvft.errors import InvalidAdapter
+from cdvft.site import Site
 
-__all__ = ["choice", "flag", "integer", "number", "pattern_of", "short"]
+__all__ = ["choice", "flag", "integer", "number", "pattern_of", "patterned", "short"]
 
 LARGEST = (2 - 2**-23) * 2.0**127  # of float32
 
@@ -42,6 +44,12 @@ def choice(config: Mapping[str, Any], key: str, choices: tuple[Any, ...]) -> Any
     if value not in choices:
         raise InvalidAdapter(f"adapter_config.json: {key} must be one of {', '.join(choices)}, it is {short(value)}")
     return value
+
+
+def patterned(values: Mapping[Site, Any], key: str, pattern_key: str) -> dict[str, Any]:
+    """What `pattern_of` reads again: the commonest value under `key`, the others by their sites under `pattern_key`."""
+    common = Counter(values.values()).most_common(1)[0][0]
+    return {key: common, pattern_key: {site.name: own for site, own in values.items() if own != common}}
 
 
 def short(value: object) -> str:

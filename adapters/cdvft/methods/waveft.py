@@ -1,6 +1,5 @@
 """WaveFT (arXiv 2505.12532): dW = scaling * crop(IDWT2(S)), one level, n coefficients at places that a seed draws."""
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,7 +10,15 @@ from torch.nn.functional import conv1d, conv_transpose1d
 
 from cdvft.errors import InvalidAdapter
 from cdvft.methods.base import Tensors
-from cdvft.methods.spectral import INDICES, Places, Spectral, check_shared_indices, frequencies, random_indices
+from cdvft.methods.spectral import (
+    INDICES,
+    Places,
+    Spectral,
+    check_shared_indices,
+    frequencies,
+    frequency_keys,
+    random_indices,
+)
 from cdvft.methods.values import flag, integer, number, short
 from cdvft.site import Site
 
@@ -69,11 +76,9 @@ class WaveFt(Spectral[WaveFtSpec]):
         )
 
     def config(self, specs: Mapping[Site, WaveFtSpec]) -> dict[str, Any]:
-        common = Counter(spec.n_frequency for spec in specs.values()).most_common(1)[0][0]
         first = next(iter(specs.values()))
         return {
-            "n_frequency": common,
-            "n_frequency_pattern": {s.name: v.n_frequency for s, v in specs.items() if v.n_frequency != common},
+            **frequency_keys(specs),
             "scaling": first.scaling,
             "random_loc_seed": first.random_loc_seed,
             "wavelet_family": first.wavelet_family,
