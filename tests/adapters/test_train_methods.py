@@ -122,6 +122,8 @@ def test_lamda_begins_at_the_weights_singular_vectors_and_keeps_a(llama: Path, t
         torch.testing.assert_close(a @ a.T, torch.eye(4).double(), rtol=1e-5, atol=1e-5)
         assert float((weight @ a.T).norm()) >= 0.95 * float(values[:4].norm())  # of a flat spectrum
         assert tensors["lamda_sigma"].abs().max() > 0
+        b = tensors["lamda_B"].double()  # trained a little, at first
+        assert 1e-4 < float((b.T @ b - torch.eye(4).double()).norm()) < 1.0
 
 
 def test_sdctft_chooses_where_the_weight_has_energy(llama: Path, tmp_path: Path) -> None:

@@ -133,7 +133,8 @@ class _Trainer:
         last_saved = time.monotonic()
         for batch in islice(batches, len(self.losses), None):
             for group in self.optimizer.param_groups:
-                group["lr"] = group["rate"] * _decay(self.step, self.total)
+                left = 1.0 if group["until"] is None else 1 - self.step / (group["until"] * self.total)
+                group["lr"] = group["rate"] * _decay(self.step, self.total) * max(left, 0.0)
             with mixed_precision(self.trainee.backbone, enabled=self.schedule.mixed):
                 loss = self.objective.loss(self.trainee, batch)
             self.optimizer.zero_grad()

@@ -45,7 +45,7 @@ class MethodTrainee(Trainee):
 
     def kind(self, name: str) -> str:
         if self.spec.method != "cdvft":
-            return "adapter"
+            return "early" if name.endswith("/lamda_B") else "adapter"
         return "circulant" if "circ" in name.rpartition("/")[2] else "diagonal"
 
     def adapter(self) -> Adapter:

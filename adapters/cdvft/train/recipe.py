@@ -39,7 +39,7 @@ RATES: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "sdctft": {"adapter": (1e-2, 1e-2)},
     "waveft": {"adapter": (5e-4, 5e-4)},
     "vera": {"adapter": (2e-2, 2e-2)},
-    "lamda": {"adapter": (2e-2, 2e-2)},
+    "lamda": {"adapter": (2e-2, 2e-2), "early": (2e-3, 2e-3)},
     "c3a": {"adapter": (1e-1, 1e-1)},
 }
 HEAD_RATE = 3e-3
@@ -66,6 +66,8 @@ def learning_rates(config: TrainConfig) -> dict[str, float]:
     for kind, (classify, lm) in RATES[config.method].items():
         default = lm if config.task == "lm" else classify
         own = config.lr if given.get(kind) is None else given[kind]
+        if kind == "early" and own is not None:
+            own /= 10  # LaMDA's B has singular vectors to lose, sigma begins at zero
         rates[kind] = default if own is None else own
     return rates | {"head": HEAD_RATE if config.lr_head is None else config.lr_head}
 

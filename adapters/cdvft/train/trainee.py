@@ -16,6 +16,7 @@ from cdvft.train.items import Batch
 __all__ = ["Trainee"]
 
 State = dict[str, Tensor]
+EARLY = 0.3  # of all steps
 
 
 class Trainee(ABC):
@@ -38,7 +39,8 @@ class Trainee(ABC):
 
     @abstractmethod
     def kind(self, name: str) -> str:
-        """The learning rate of a vector of this name: `circulant` or `diagonal`, or `adapter` where all are alike."""
+        """The learning rate of a vector of this name: `circulant` or `diagonal`, `early` (falls to zero in the first
+        EARLY of the steps), `adapter` for all others."""
 
     @abstractmethod
     def files(self) -> tuple[AdapterFiles, str]:
@@ -64,7 +66,13 @@ class Trainee(ABC):
             parameter.requires_grad_(rates[kind] > 0)
             members[kind].append(parameter)
         return [
-            {"params": members[kind], "lr": rate, "rate": rate, "weight_decay": weight_decay}
+            {
+                "params": members[kind],
+                "lr": rate,
+                "rate": rate,
+                "weight_decay": weight_decay,
+                "until": EARLY if kind == "early" else None,
+            }
             for kind, rate in rates.items()
             if members[kind] and rate > 0
         ]
