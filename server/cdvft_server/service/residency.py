@@ -44,9 +44,11 @@ class _Load:
 
 @dataclass(frozen=True)
 class _Size:
-    """`bank` numbers the tables that adapters of one form share: a row of zeros and a row for each, in bytes."""
+    """In bytes. `bank` numbers the tables that adapters of one form share: `opening` for the first of them (a row of
+    zeros, what all have in common), and a row for each."""
 
     bank: int
+    opening: int
     row: int
     head: int
 
@@ -144,7 +146,7 @@ class Residency:
             if digest not in self._sizes:
                 self._measure(await self._workers.run(self._read, row))
             size = self._sizes[digest]
-            total += size.row + size.head + (0 if size.bank in banks else size.row)
+            total += size.row + size.head + (0 if size.bank in banks else size.opening)
             banks.add(size.bank)
             if total > budget:
                 raise invalid(
@@ -165,7 +167,8 @@ class Residency:
 
     def _measure(self, prepared: PreparedAdapter) -> None:
         bank = self._banks.setdefault(prepared.signature, len(self._banks))
-        self._sizes[prepared.digest] = _Size(bank, prepared.nbytes, prepared.head_nbytes)
+        opening = prepared.nbytes + prepared.shared_nbytes
+        self._sizes[prepared.digest] = _Size(bank, opening, prepared.nbytes, prepared.head_nbytes)
 
     async def _join_load(self, row: VersionRow, wait: bool) -> Lease | None:
         load = self._loads.get(row.digest)

@@ -9,10 +9,11 @@ import httpx
 import pytest
 from cdvft.backbone import Backbone
 from cdvft.checkpoint import adapter_files
+from cdvft.methods.vera import Vera
 from cdvft.prepared import prepare_adapter
 
 from tests.server.http.harness import Fleet, error_of
-from tests.tiny import random_adapter
+from tests.tiny import method_adapter, random_adapter
 
 COUNT = 12  # adapters stored
 ROOM = 8  # of them in memory
@@ -81,3 +82,26 @@ def test_an_adapter_larger_than_the_memory(tiny_server: Any, llama: Backbone) ->
     assert (again.status_code, error_of(again)["code"]) == (413, "too_large")
     assert time.monotonic() - started < WAIT
     assert after.live.complete("tiny-llama").status_code == 200
+
+
+def test_what_adapters_of_a_bank_share_is_counted_once(tiny_server: Any, llama: Backbone) -> None:
+    """Two VeRA adapters of one key fit beside each other exactly; two of different keys do not, and are told so."""
+    made = {
+        name: method_adapter(
+            llama.info, Vera(), 0, seed, labels=["no", "yes"], options={"r": 8, "projection_prng_key": key}
+        )
+        for name, seed, key in (("c0", 1, 5), ("c1", 2, 5), ("c2", 3, 6))
+    }
+    sizes = prepare_adapter(made["c0"])
+    memory = sizes.shared_nbytes + 3 * sizes.nbytes + 2 * sizes.head_nbytes
+    fleet: Fleet = tiny_server(adapter_memory=memory, pool_wait_seconds=WAIT)
+    for name, adapter in made.items():
+        fleet.add(name, adapter)
+    started = time.monotonic()
+    assert classify(fleet, [0, 1]).status_code == 200
+    refused = classify(fleet, [0, 2])
+    assert refused.status_code == 400, refused.text
+    assert "name fewer in one call" in error_of(refused)["message"]
+    assert classify(fleet, [2]).status_code == 200  # by evicting the others
+    assert classify(fleet, [1, 0]).status_code == 200
+    assert time.monotonic() - started < WAIT
