@@ -16,6 +16,7 @@ from cdvft.errors import InvalidAdapter, InvalidData
 from cdvft.files import CONFIG_NAME, FROZEN_NAME, TEMPLATE_NAME, WEIGHTS_NAME, AdapterFiles, read_folder, write_folder
 from cdvft.headfile import HEAD_MODULES, head_config, read_head
 from cdvft.methods import Method, method_for_peft_type, method_named
+from cdvft.methods.values import short
 from cdvft.options import check_options
 from cdvft.site import Site
 from cdvft.strictjson import parse_object
@@ -66,7 +67,7 @@ def read_adapter(
     config = parse_object(files.config, CONFIG_NAME)
     method = method_for_peft_type(config.get("peft_type"))
     check_options(config, method.config_keys)
-    base_verified = _check_base(config.get("base_digest"), base)
+    base_verified = _check_base(config, base)
     tensors, head_tensors, frozen = _assign(read_tensors(files.weights, max_header_bytes), base, method.frozen_names)
     if files.frozen is not None:
         frozen |= read_tensors(files.frozen, max_header_bytes, FROZEN_NAME)
@@ -195,12 +196,15 @@ def _check_site(method: Method[Any], site: Site, options: Any, tensors: Mapping[
             )
 
 
-def _check_base(stated: Any, base: BaseInfo) -> bool:
+def _check_base(config: Mapping[str, Any], base: BaseInfo) -> bool:
+    stated = config.get("base_digest")
     if stated is None:
         return False
     if stated != base.digest:
+        named = config.get("base_model_name_or_path")
         raise InvalidAdapter(
-            f"{CONFIG_NAME}: the adapter was trained on another base: base_digest is {str(stated)[:100]}, "
+            f"{CONFIG_NAME}: the adapter was trained on another base"
+            f"{f' ({short(named)})' if named else ''}, give that one: base_digest is {str(stated)[:100]}, "
             f"this base ({base.name}) is {base.digest}"
         )
     return True
@@ -270,8 +274,8 @@ def _check_targets(config: Mapping[str, Any], tensors: SiteTensors, base: BaseIn
     for site in sorted(targeted_sites(config, base)):
         if site.name not in tensors:
             raise InvalidAdapter(
-                f"{WEIGHTS_NAME}: {CONFIG_NAME} targets {site.name}, but there are no tensors for it; "
-                "name the layers that were trained in target_modules"
+                f"{WEIGHTS_NAME}: {CONFIG_NAME} targets {site.name}, but there are no tensors for it; name the layers "
+                "that were trained in target_modules, or give the base that it was trained on"
             )
 
 

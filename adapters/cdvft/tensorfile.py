@@ -44,7 +44,8 @@ def write_tensors(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def _check_header(data: bytes, limit: int) -> None:
-    if data[:4] == b"PK\x03\x04" or (data[:1] == b"\x80" and data[1:2] in b"\x02\x03\x04\x05"):
+    header_begins = data[8:9] == b"{"  # a header's length may begin with the same bytes as a pickle
+    if data[:4] == b"PK\x03\x04" or (data[:1] == b"\x80" and data[1:2] in b"\x02\x03\x04\x05" and not header_begins):
         raise InvalidAdapter(f"{WEIGHTS_NAME} is a pickle, which is never loaded; save with safe_serialization=True")
     if len(data) < 8:
         raise InvalidAdapter(f"{WEIGHTS_NAME} is {'empty' if not data else 'truncated'} ({len(data)} bytes)")

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from cdvft_server.demo import adapters_path, base_path
+from cdvft_server.demo import BASE_NAME, adapters_path, base_path
 from cdvft_server.demo.language import WRITERS
 
 HERE = Path(__file__).parent
@@ -37,6 +37,9 @@ def train(name: str, data: Path, out: Path) -> dict[str, Any]:
     report: dict[str, Any] = json.loads(run("-m", "cdvft_server.cli", *command).splitlines()[-1])
     for about_the_run in ("training.json", "training.png"):
         (out / name / about_the_run).unlink()
+    config = out / name / "adapter_config.json"
+    told = json.loads(config.read_text()) | {"base_model_name_or_path": BASE_NAME}  # not where it lies here
+    config.write_text(json.dumps(told, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
     return report
 
 

@@ -127,3 +127,13 @@ def test_no_mutation_does_more_than_be_refused(data) -> None:
 def test_any_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(InvalidAdapter):
         read_tensors(data)
+
+
+@pytest.mark.parametrize("length", [640, 896, 1152, 1408])
+def test_a_header_of_any_length_is_no_pickle(length: int) -> None:
+    """Its length in little endian begins with the bytes of a pickle's protocol 2 to 5."""
+    tensors = {"a": torch.ones(1)}
+    bare = len(safetensors.torch.save(tensors, metadata={"x": ""})) - 12
+    data = safetensors.torch.save(tensors, metadata={"x": "y" * (length - bare)})
+    assert data[:2] == bytes([0x80, length >> 8])
+    assert torch.equal(read_tensors(data)["a"], tensors["a"])

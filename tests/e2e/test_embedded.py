@@ -62,7 +62,7 @@ def test_the_readmes_tour_runs_as_pasted(tmp_path: Path) -> None:
     assert len(told.split()) > 5
     assert classified.splitlines() == ["positive", "('positive', 'animals')"]
     assert "reviews: latest is version 1, production is version 1" in listed
-    assert (tmp_path / "reviews.zip").stat().st_size > 1000
+    assert (tmp_path / "runs/reviews.zip").stat().st_size > 1000
 
 
 def pasted(kind: str, code: str, server: serving.Server, folder: Path) -> str:

@@ -4,11 +4,13 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -146,14 +148,14 @@ def _name(option: click.Option) -> str:
         (["push", "none"], 2, "'none' does not exist"),
         (["alias", "x", "prod", "0"], 2, "'VERSION': 0 is not in the range x>=1"),
         (["download", "x", "--out", "."], 2, "--out . is there already; give a new folder"),
-        (["push", "packed.zip"], 2, "--name is needed: only a folder has a name of its own"),
+        (["push", "rows.jsonl"], 2, "rows.jsonl is no adapter; give a folder that `cdvft train` or PEFT wrote"),
         (["push", "labels.json"], 2, "labels.json is one file of an adapter; give its folder, or a zip or tar.gz"),
         (["adapters", "--server", "127.0.0.1:8123"], 1, "--server (or CDVFT_SERVER) '127.0.0.1:8123' is not like http"),
         (["adapters", "--server", "http://h", "--api-key", "a b"], 1, "--api-key (or CDVFT_API_KEY) has a blank"),
         (
             ["adapters", "--server", "http://127.0.0.1:1"],
             1,
-            "is the server running there?; name another with --server or CDVFT_SERVER",
+            "is the server running there? If not, name another with --server or CDVFT_SERVER",
         ),
     ],
 )
@@ -162,7 +164,7 @@ def test_mistakes_are_one_clear_line(
 ) -> None:
     """On standard error, after the usage where the command line itself was wrong."""
     monkeypatch.chdir(folder)
-    for name in ("packed.zip", "labels.json"):
+    for name in ("rows.jsonl", "labels.json"):
         (folder / name).touch()
     if args[0] in ("serve", "inspect") and "--base" not in args:
         args = [*args, "--base", str(folder / "llama")]
@@ -283,6 +285,22 @@ def wait_for_line(server: Server, wanted: str) -> str:
     raise AssertionError("".join(server.log))
 
 
+def test_push_tells_what_the_config_leaves_open_and_takes_labels(run: Run, folder: Path, tmp_path: Path) -> None:
+    files = read_folder(folder / "adapters" / "labeller")
+    config = {**json.loads(files.config), "labels": None, "base_digest": None}
+    write_folder(tmp_path / "bare", replace(files, config=json.dumps(config).encode()))
+    told = run("push", tmp_path / "bare")
+    assert "note: its config names no labels, they are LABEL_0, ...; --labels a,b,c names them" in told.stderr
+    assert "note: its config has no base_digest: it fits this base by its shapes" in told.stderr
+    packed = shutil.make_archive(str(tmp_path / "packed"), "gztar", tmp_path / "bare")
+    named = run("push", packed, "--labels", "no, yes", "--json")
+    made = json.loads(named.stdout)
+    assert (made["id"], made["labels"]) == ("packed", ["no", "yes"])
+    assert "base_digest" not in run("push", folder / "adapters" / "labeller", "--name", "whole").stderr
+    for name in ("bare", "packed", "whole"):
+        assert run("rm", name, "--yes").output.startswith(f"deleted {name}, ")
+
+
 def test_push_list_and_remove(run: Run, folder: Path) -> None:
     source = folder / "adapters" / "writer"
     assert re.match(
@@ -294,7 +312,7 @@ def test_push_list_and_remove(run: Run, folder: Path) -> None:
     assert (made["version"], made["aliases"]) == (2, {"latest": 2, "prod": 2})
     lines = run("adapters").output.splitlines()
     row = next(line for line in lines if line.startswith("mine "))
-    assert re.match(rf"mine +2 +regression .*latest=2, prod=2 .*{made['digest'][:19]}", row)
+    assert re.match(rf"mine +2 +cdvft +regression .*latest=2, prod=2 .*{made['digest'][:19]}", row)
     assert json.loads(run("adapters", "--json").output)[0]["name"] == "mine"
     assert "alias prod" in run("rm", "mine@2", code=1).output
     assert run("rm", "mine@1").output.startswith("deleted version 1 of mine, ")

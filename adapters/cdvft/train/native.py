@@ -53,9 +53,9 @@ class MethodTrainee(Trainee):
         tensors = {site: {name: p.detach() for name, p in layer.vectors.items()} for site, layer in self.layers.items()}
         return make_adapter(self.spec, tensors, self.folded_head(), self.backbone.info, frozen=self.frozen)
 
-    def files(self) -> tuple[AdapterFiles, str]:
-        adapter = self.adapter()
-        return adapter_files(adapter, self.backbone.info), adapter.digest
+    def files(self, base: str | None = None) -> tuple[AdapterFiles, str]:
+        adapter, info = self.adapter(), self.backbone.info
+        return adapter_files(adapter, info, {"base_model_name_or_path": base or info.name}), adapter.digest
 
     def release(self) -> None:
         for name, layer in self.layers.items():

@@ -55,12 +55,12 @@ class PeftTrainee(Trainee):
     def kind(self, name: str) -> str:
         return "adapter"
 
-    def files(self) -> tuple[AdapterFiles, str]:
+    def files(self, base: str | None = None) -> tuple[AdapterFiles, str]:
         info, spec = self.backbone.info, self.spec
         config = {
             **_plain(self.config.to_dict()),
             **head_config(spec),
-            "base_model_name_or_path": info.name,
+            "base_model_name_or_path": base or info.name,
             "base_digest": info.digest,
             "inference_mode": True,
             "target_modules": target_names(spec.sites, info),

@@ -30,6 +30,7 @@ __all__ = ["Outcome", "execute", "run", "run_folder"]
 
 BATCH_SIZE = {"classify": 32, "lm": 8}
 REPORT_NAME, PLOT_NAME = "training.json", "training.png"
+FEW = 10  # inputs of an evaluation
 NOT_COMPARED = {"data", "eval", "out", "resume", "template"}  # of the options, when a training is resumed
 WIDE = 256  # hidden size from which mixed precision pays
 
@@ -81,7 +82,7 @@ def execute(config: TrainConfig, backbone: Backbone | None = None, test: Path | 
     the kept epoch is evaluated on besides.
     """
     started = time.perf_counter()
-    _check_out(config.out)
+    holds_adapter = _check_out(config.out)
     device = choose_device(config.device)
     check_method(config)
     task = task_for(config, note)
@@ -93,10 +94,16 @@ def execute(config: TrainConfig, backbone: Backbone | None = None, test: Path | 
     max_length = _max_length(config.max_length, backbone)
     prepared = task.prepare(backbone, site_specs(config, _sites(config, backbone)), max_length)
     trainee = make_trainee(config, backbone, prepared)
+    if holds_adapter:
+        note(f"--out {config.out} holds an adapter; this run's takes its place when it ends")
+    if (count := len(prepared.evaluation.items)) < FEW:
+        note(
+            f"evaluated on {count} input{'' if count == 1 else 's'}: the figures mean little; give --eval, or more data"
+        )
     try:
         schedule = _schedule(config, backbone)
         best = fit(trainee, prepared.objective, prepared.train.items, prepared.evaluation.items, schedule, saved=saved)
-        files, digest = trainee.files()
+        files, digest = trainee.files(config.base)
         write_folder(config.out, files)
         report = _report(config, prepared, trainee, best) | {"digest": digest, "out": str(config.out)}
         report["seconds"] = round(time.perf_counter() - started, 1)
@@ -137,7 +144,8 @@ def _write_report(config: TrainConfig, marks: dict[str, str], report: dict[str, 
         {"epoch": r.epoch, "training_loss": r.loss, "evaluation_loss": r.evaluation_loss, **r.metrics}
         for r in best.history
     ]
-    text = json.dumps({"result": report, "epochs": history, "started_with": marks}, indent=2, ensure_ascii=False)
+    told = {"result": report, "epochs": history, "learning_rates": learning_rates(config), "started_with": marks}
+    text = json.dumps(told, indent=2, ensure_ascii=False)
     (config.out / REPORT_NAME).write_text(text + "\n", encoding="utf-8")
     plot_curves(config.out / PLOT_NAME, best.history, best.epoch, f"{config.out.name}: {config.method}")
 
@@ -162,8 +170,9 @@ def _finished(out: Path, marks: dict[str, str]) -> dict[str, Any] | None:
         return None
 
 
-def _check_out(out: Path) -> None:
-    """Only a new or empty folder, or one that holds an adapter already, is written to; what is there stays as it is."""
+def _check_out(out: Path) -> bool:
+    """Whether it holds an adapter. Only such a folder, or a new or empty one, is written to; until then what is there
+    stays as it is."""
     try:
         holds_adapter = (out / CONFIG_NAME).is_file()
         ours = holds_adapter or (out / STATE_NAME).is_file()
@@ -174,8 +183,7 @@ def _check_out(out: Path) -> None:
             pass
     except OSError as error:
         raise CdvftError(f"--out {out} cannot be written: {error.strerror}; give another folder") from None
-    if holds_adapter:
-        note(f"--out {out} holds an adapter; this run's takes its place when it ends")
+    return holds_adapter
 
 
 def _max_length(wanted: int | None, backbone: Backbone) -> int:

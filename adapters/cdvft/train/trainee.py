@@ -43,8 +43,9 @@ class Trainee(ABC):
         EARLY of the steps), `adapter` for all others."""
 
     @abstractmethod
-    def files(self) -> tuple[AdapterFiles, str]:
-        """The adapter as it stands, as files of PEFT's format, and its digest."""
+    def files(self, base: str | None = None) -> tuple[AdapterFiles, str]:
+        """The adapter as it stands, as files of PEFT's format, and its digest; `base` is what the config is to call
+        the base: for PEFT, where to load it from."""
 
     @abstractmethod
     def release(self) -> None:

@@ -31,7 +31,12 @@ def announcement(url: str, *, embedded: bool) -> str:
     scorers = [adapter for adapter in adapters if adapter.task != "lm"]
     labeller = next((adapter for adapter in scorers if adapter.task == "classification"), next(iter(scorers), None))
     if writer is not None or _generates(url, base):
-        body = {"model": writer.name if writer else base, "prompt": _prompt(writer, embedded), "max_tokens": 60}
+        body = {
+            "model": writer.name if writer else base,
+            "prompt": _prompt(writer, embedded),
+            "max_tokens": 60,
+            "temperature": 0,
+        }
         lines += ["generate:", _curl(url, "completions", body)]
     if labeller is not None:
         lines += ["classify:", _curl(url, "classify", {"model": labeller.name, "input": _text(embedded)})]

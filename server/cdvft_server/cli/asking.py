@@ -52,7 +52,7 @@ def connect(server: str | None, api_key: str | None) -> Client:
 
 def _unreached(error: APIConnectionError) -> str:
     if isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout):
-        return f"{_plain(error)}; {ELSEWHERE}"
+        return f"{_plain(error).rstrip('?')}? If not, {ELSEWHERE}"
     return _plain(error)
 
 

@@ -1,5 +1,7 @@
 """The commands that ask a running server, through cdvft_client."""
 
+import re
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,15 +15,17 @@ from cdvft_server.cli.tables import size, table
 
 __all__ = ["adapters", "classify", "complete", "push", "rm"]
 
+ARCHIVES = (".zip", ".tar.gz", ".tgz")
 PARTS = (".bin", ".json", ".safetensors")  # files of an adapter that are no upload alone
 
 
 @asks
 @click.argument("folder", metavar="DIR", type=click.Path(exists=True, path_type=Path))
-@click.option("--name", help="Name of the adapter; the folder's own if left out.")
+@click.option("--name", help="Name of the adapter; the folder's or archive's own if left out.")
 @click.option("--alias", help="A pointer to move to this version besides latest.")
 @click.option("--public", is_flag=True, default=None, help="Let other tenants use it.")
 @click.option("--description", help="A line about it.")
+@click.option("--labels", help="A classifier's labels in the head's order, with commas, where its config has none.")
 @AS_JSON
 def push(
     client: Client,
@@ -31,20 +35,28 @@ def push(
     alias: str | None,
     public: bool | None,
     description: str | None,
+    labels: str | None,
     as_json: bool,
 ) -> None:
     """Upload an adapter folder (or a zip or tar.gz); it can be used as soon as this returns."""
     if folder.is_file() and folder.suffix in PARTS:
         raise click.UsageError(f"{folder} is one file of an adapter; give its folder, or a zip or tar.gz of it")
+    if folder.is_file() and not folder.name.endswith(ARCHIVES):
+        raise click.UsageError(
+            f"{folder} is no adapter; give a folder that `cdvft train` or PEFT wrote, or its archive"
+        )
     if folder.is_file() and not name:
-        raise click.UsageError("--name is needed: only a folder has a name of its own")
-    made = client.upload(folder, name=name, alias=alias, public=public, description=description)
+        name = re.sub(r"\.(zip|tar\.gz|tgz)$", "", folder.name)
+    named = [label.strip() for label in labels.split(",")] if labels else None
+    made = client.upload(folder, name=name, alias=alias, public=public, description=description, labels=named)
     if as_json:
         print_json(made.raw)
         return
     verb = "uploaded" if made.created else "unchanged:"
     click.echo(f"{verb} {made.name} version {made.version} ({_kind(made)}, {size(made.bytes)})")
     click.echo(made.digest)
+    for remark in _remarks(made):
+        click.echo(f"note: {remark}", err=True)
 
 
 @asks
@@ -55,18 +67,21 @@ def adapters(client: Client, as_json: bool) -> None:
     if as_json:
         print_json([adapter.raw for adapter in found])
         return
-    header = ("NAME", "VERSION", "TASK", "NUMBERS", "HEAD", "BYTES", "ALIASES", "CREATED", "DIGEST")
+    header = ("NAME", "VERSION", "METHOD", "TASK", "NUMBERS", "HEAD", "BYTES", "ALIASES", "CREATED", "DIGEST")
     click.echo(table(header, [_row(adapter) for adapter in found]))
 
 
 @asks
 @click.argument("name", metavar="NAME[@VERSION]")
+@click.option("--yes", is_flag=True, help="Do not ask, where a whole name goes and somebody is there to ask.")
 @AS_JSON
-def rm(client: Client, name: str, as_json: bool) -> None:
-    """Delete a whole name, or one version of it."""
+def rm(client: Client, name: str, yes: bool, as_json: bool) -> None:
+    """Delete a whole name with all its versions and aliases, or one version of it."""
     name, at, version = name.partition("@")
     if at and not (version.isascii() and version.isdecimal()):
         raise click.UsageError(f"{version!r} is not a version's number; give NAME or NAME@2")
+    if not at and not yes and sys.stdin.isatty():
+        click.confirm(f"delete {_all_of(client, name)}?", abort=True, err=True)
     deleted = client.delete(name, int(version) if at else None)
     if as_json:
         print_json(deleted.raw)
@@ -137,6 +152,14 @@ def complete(
     click.echo()
 
 
+def _all_of(client: Client, name: str) -> str:
+    """What goes with a name."""
+    aliases = ", ".join(sorted(client.adapter(name).aliases.keys() - {"latest"}))
+    count = len(list(client.versions(name)))
+    pointed = f" and its aliases {aliases}" if aliases else ""
+    return f"{name}, all of its {count} versions{pointed}" if count > 1 else f"{name}{pointed}"
+
+
 def _verdicts(rows: Sequence[ClassifiedRow], texts: Sequence[str], top_k: int | None) -> list[str]:
     lines = []
     for row, text in zip(rows, texts, strict=True):
@@ -152,6 +175,7 @@ def _row(adapter: Adapter) -> tuple[object, ...]:
     return (
         adapter.name,
         adapter.version,
+        adapter.method,
         adapter.task,
         adapter.num_parameters,
         adapter.head_parameters,
@@ -160,6 +184,15 @@ def _row(adapter: Adapter) -> tuple[object, ...]:
         created,
         adapter.digest[:19],
     )
+
+
+def _remarks(made: Adapter) -> list[str]:
+    remarks = []
+    if made.labels and all(label == f"LABEL_{k}" for k, label in enumerate(made.labels)):
+        remarks.append("its config names no labels, they are LABEL_0, ...; --labels a,b,c names them")
+    if not made.base_verified:
+        remarks.append("its config has no base_digest: it fits this base by its shapes, which is all that was checked")
+    return remarks
 
 
 def _kind(adapter: Adapter) -> str:

@@ -127,8 +127,8 @@ def _inspect(folder: Path, info: "BaseInfo") -> dict[str, Any]:
 def _shown(found: dict[str, Any]) -> str:
     head = found["head"]
     counted = found["paper_flops_per_token"]
-    paper = "" if counted is None else f", {counted:,.0f} as arXiv 2505.00580 counts"
-    verified = "named in the config" if found["base_verified"] else "not named in the config, fits by its shapes"
+    paper = "" if counted is None else f" ({counted:,.0f} as arXiv 2505.00580 counts)"
+    verified = "verified by its digest" if found["base_verified"] else "no digest in the config; fits by its shapes"
     facts = [
         ("digest", found["digest"]),
         ("method", f"{found['method']}, {len(found['sites'])} sites"),
@@ -141,7 +141,10 @@ def _shown(found: dict[str, Any]) -> str:
         ("FLOPs per token", f"{found['flops_per_token']:,.0f}{paper}"),
     ]
     if found["shared_device_bytes"]:
-        facts.insert(-1, ("for all of a kind", f"{size(found['shared_device_bytes'])}, whatever their number"))
+        facts.insert(
+            -1,
+            ("shared", f"{size(found['shared_device_bytes'])} on the device, once for all adapters with the same seed"),
+        )
     if found["max_length"]:
         facts.append(("longest input", f"{found['max_length']} tokens"))
     if found["template"]:

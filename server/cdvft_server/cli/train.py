@@ -1,7 +1,7 @@
 """`cdvft train classify|lm`: the options are TrainConfig's fields, the defaults its own."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -44,10 +44,13 @@ HELP: dict[str, tuple[Any, str]] = {
     "max_length": (POSITIVE, "Longest input in tokens; the base's longest, at most 512, if left out."),
     "epochs": (POSITIVE, "Passes over the data; the best one is kept."),
     "batch_size": (POSITIVE, "Inputs per step; 32, for lm 8."),
-    "lr": (RATE, "Learning rate of circulants and diagonals."),
-    "lr_circulant": (RATE, "Learning rate of circulants."),
-    "lr_diagonal": (RATE, "Learning rate of diagonals."),
-    "lr_head": (RATE, "Learning rate of the head."),
+    "lr": (
+        RATE,
+        "Peak learning rate of the adapter; cdvft 1e-2 (lm 3e-2), lora 2e-3 (lm 5e-3), others: docs/training.md.",
+    ),
+    "lr_circulant": (RATE, "Of cdvft's circulants; --lr if left out."),
+    "lr_diagonal": (RATE, "Of cdvft's diagonals; --lr if left out."),
+    "lr_head": (RATE, "Of the head; 3e-3 if left out."),
     "weight_decay": (RATE, "AdamW's weight decay."),
     "seed": (click.IntRange(min=0), "The same seed gives the same adapter on one machine."),
     "patience": (click.IntRange(min=0), "Stop after so many epochs without a better one; 0: never."),
@@ -118,6 +121,13 @@ def lm(**options: Any) -> None:
     _run("lm", options)
 
 
+def _trained(config: TrainConfig, name: str | None) -> Iterator[tuple[str | None, dict[str, Any] | CdvftError]]:
+    try:
+        yield from train_folder(config) if config.data.is_dir() else [(name, run_training(config))]
+    except KeyboardInterrupt:
+        raise click.ClickException("interrupted; the same command with --resume goes on from here") from None
+
+
 def _run(task: Literal["classify", "lm"], options: dict[str, Any]) -> None:
     from cdvft_client import CDVFTError
 
@@ -139,7 +149,7 @@ def _run(task: Literal["classify", "lm"], options: dict[str, Any]) -> None:
 
         logging.disable_progress_bar()
         failed: list[str] = []
-        for own, report in train_folder(config) if config.data.is_dir() else [(name, run_training(config))]:
+        for own, report in _trained(config, name):
             if isinstance(report, CdvftError):
                 failed.append(str(own))
                 click.echo(f"Error: task {own}: {report}", err=True)

@@ -11,11 +11,12 @@ __all__ = ["no_adapter", "not_there"]
 SHOWN = 10  # aliases or versions of one message
 
 
-def no_adapter(name: str, version: int | None = None) -> NotFound:
-    """The caller's own adapter, or that version of it."""
-    return NotFound(
-        f"there is no adapter {name!r}" if version is None else f"adapter {name!r} has no version {version}"
-    )
+def no_adapter(name: str, version: int | None = None, others: Sequence[int] = ()) -> NotFound:
+    """The caller's own adapter, or that version of it; `others` are there."""
+    if version is None:
+        return NotFound(f"there is no adapter {name!r}")
+    there = f"; {_versions(others)}" if others else ""
+    return NotFound(f"adapter {name!r} has no version {version}{there}")
 
 
 def not_there(ref: AdapterRef, rows: Sequence[VersionRow]) -> NotFound:
@@ -24,7 +25,7 @@ def not_there(ref: AdapterRef, rows: Sequence[VersionRow]) -> NotFound:
     if not rows or isinstance(ref.selector, Latest):
         return NotFound(f"there is no adapter {name} on this base; GET /v1/models lists those there are")
     aliases = rows[0].aliases
-    there = f"there are version{'' if len(rows) == 1 else 's'} {_some(str(row.version) for row in rows)}"
+    there = _versions([row.version for row in rows])
     match ref.selector:
         case Version(version):
             return NotFound(f"adapter {name} has no version {version} (latest is {aliases[LATEST]}); {there}")
@@ -32,6 +33,10 @@ def not_there(ref: AdapterRef, rows: Sequence[VersionRow]) -> NotFound:
             return NotFound(f"adapter {name} has no alias {alias!r}; there are {_some(sorted(aliases))}")
         case DigestPrefix(prefix):
             return NotFound(f"adapter {name} has no version whose digest begins with {prefix}; {there}")
+
+
+def _versions(numbers: Sequence[int]) -> str:
+    return f"there {'is version' if len(numbers) == 1 else 'are versions'} {_some(map(str, numbers))}"
 
 
 def _some(names: Iterable[str]) -> str:

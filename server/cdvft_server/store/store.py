@@ -208,7 +208,8 @@ def _one(connection: Connection, tenant: str, name: str, base_digest: str, versi
     which = pointed_at(LATEST) if version is None else numbered(version)
     found = fetch(connection, *of_adapter(tenant, name, base_digest), which)
     if not found:
-        raise no_adapter(name, version)
+        others = [row.version for row in fetch(connection, *of_adapter(tenant, name, base_digest))]
+        raise no_adapter(name, version if others else None, others)
     return found[0]
 
 
