@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "cdvft_client": {"httpx", "asyncio"},
     "cdvft": {"torch", "safetensors"},
     **{name: {"torch", "safetensors", "cdvft"} | HUGGING_FACE for name in LIBRARY_ON_TRANSFORMERS},
+    "cdvft.methods.waveft": {"torch", "cdvft", "peft"},  # wavelets' numbers, which PEFT has
     "cdvft_server": WEB | LIGHT | {"cdvft_server.service"},
     "cdvft_server.routes": WEB | {"cdvft_server.service"},
     "cdvft_server.app": WEB | {"cdvft_server.service", "cdvft_server.routes"},

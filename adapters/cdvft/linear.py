@@ -121,11 +121,18 @@ class TrainableLinear(nn.Module):
     """A frozen linear layer that trains one adapter, by the same `prepare` and `apply` that serve it."""
 
     def __init__(
-        self, linear: nn.Linear, site: Site, method: Method[Any], spec: Any, tensors: Tensors, *, frozen: Tensors
+        self,
+        linear: nn.Linear,
+        site: Site,
+        method: Method[Any],
+        spec: Any,
+        tensors: Tensors,
+        *,
+        frozen: Tensors | None = None,
     ) -> None:
         super().__init__()
         self.linear, self.site, self.method, self.spec = linear, site, method, spec
-        self.frozen = {name: tensor.to(linear.weight.device) for name, tensor in frozen.items()}
+        self.frozen = {name: tensor.to(linear.weight.device) for name, tensor in (frozen or {}).items()}
         self.vectors = nn.ParameterDict(
             {
                 name: nn.Parameter(tensor.clone(), requires_grad=name not in method.untrained)

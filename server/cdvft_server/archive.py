@@ -25,11 +25,11 @@ class ArchiveLimits:
     """In bytes, and `members` by number. `expansion` counts everything that must be expanded to read the archive."""
 
     weights: int = 256 << 20
-    frozen: int = 256 << 20
     expansion: int = 512 << 20
     members: int = 64
     config: int = 1 << 20
     template: int = 16 << 10
+    frozen: int = 256 << 20
 
     def of(self, name: str) -> int:
         return int(getattr(self, FIELDS[name]))
