@@ -118,7 +118,7 @@ def test_what_is_no_served_base_is_refused(tmp_path: Path) -> None:
     other = tmp_path / "gpt2"
     other.mkdir()
     (other / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    with pytest.raises(UnsupportedBase, match="model_type 'gpt2' is not served; served: roberta, .*llama"):
+    with pytest.raises(UnsupportedBase, match=r"model_type 'gpt2' is not served; served: roberta, .*llama"):
         load_backbone(str(other))
     folder = tiny_roberta(tmp_path / "pickled")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
