@@ -36,10 +36,10 @@ RATES: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "cdvft": {"circulant": (1e-2, 3e-2), "diagonal": (1e-2, 3e-2)},
     "lora": {"adapter": (2e-3, 5e-3)},
     "fourierft": {"adapter": (5e-2, 5e-2)},
-    "sdctft": {"adapter": (1e-2, 1e-2)},
+    "sdctft": {"adapter": (3e-2, 3e-2)},
     "waveft": {"adapter": (5e-4, 5e-4)},
     "vera": {"adapter": (2e-2, 2e-2)},
-    "lamda": {"adapter": (2e-2, 2e-2), "early": (2e-3, 2e-3)},
+    "lamda": {"adapter": (6e-3, 6e-3), "early": (6e-4, 6e-4)},
     "c3a": {"adapter": (1e-1, 1e-1)},
 }
 HEAD_RATE = 3e-3
