@@ -89,7 +89,7 @@ def test_peft_loads_what_was_evaluated(
     ("method", "options", "parameters"),
     [
         ("sdctft", {"n_frequency": 50}, 2 * 2 * 50),
-        ("lamda", {"rank": 4}, 2 * (2 * 4 * 4 + 4 * 32 + 4 * 16)),
+        ("lamda", {"rank": 4, "lr": 2e-2}, 2 * (2 * 4 * 4 + 4 * 32 + 4 * 16)),
     ],
 )
 def test_methods_that_peft_lacks_train_by_the_functions_that_serve(
