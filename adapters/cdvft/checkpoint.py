@@ -22,7 +22,7 @@ from cdvft.site import Site
 from cdvft.strictjson import parse_object
 from cdvft.targets import target_names, targeted_sites
 from cdvft.templates import check_template
-from cdvft.tensorfile import MAX_HEADER_BYTES, read_tensors, write_tensors
+from cdvft.tensorfile import MAX_HEADER_BYTES, read_tensors, tensor_names, write_tensors
 
 __all__ = [
     "MAX_CONFIG_BYTES",
@@ -90,8 +90,7 @@ def read_adapter(
 def freeze(files: AdapterFiles, adapter: Adapter) -> AdapterFiles:
     """The files from which `adapter` was read, with the frozen tensors that they left to a seed."""
     names = adapter.method.frozen_names
-    weights = read_tensors(files.weights) if names and adapter.frozen else {}
-    saved = any(full.rpartition(".")[2] in names for full in weights)
+    saved = any(full.rpartition(".")[2] in names for full in tensor_names(files.weights))
     if not adapter.frozen or saved or files.frozen is not None:
         return files
     return replace(files, frozen=write_tensors(adapter.frozen))

@@ -1,5 +1,6 @@
 """Safetensors bytes to fp32 tensors and back, with the header checked before anything is read by it."""
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +14,7 @@ from cdvft.errors import InvalidAdapter, TooLarge
 from cdvft.files import WEIGHTS_NAME
 from cdvft.strictjson import parse_object
 
-__all__ = ["MAX_HEADER_BYTES", "read_tensors", "write_tensors"]
+__all__ = ["MAX_HEADER_BYTES", "read_tensors", "tensor_names", "write_tensors"]
 
 MAX_HEADER_BYTES = 1 << 20
 MAX_NAME = 512  # characters
@@ -23,17 +24,18 @@ DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4}
 def read_tensors(data: bytes, max_header_bytes: int = MAX_HEADER_BYTES, file: str = WEIGHTS_NAME) -> dict[str, Tensor]:
     """Name -> fp32 tensor, int64 for I32 and I64. Raises InvalidAdapter naming what is wrong, TooLarge for a header
     beyond the limit."""
-    try:
-        _check_header(data, max_header_bytes)
-    except (InvalidAdapter, TooLarge) as error:
-        if file == WEIGHTS_NAME:
-            raise
-        raise type(error)(str(error).replace(WEIGHTS_NAME, file, 1)) from None
+    _check_header(data, max_header_bytes, file)
     try:
         tensors = safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError, RuntimeError, KeyError) as error:
         raise InvalidAdapter(f"{file} cannot be read: {error}") from None
     return {name: t.to(torch.float32 if t.is_floating_point() else torch.int64) for name, t in tensors.items()}
+
+
+def tensor_names(data: bytes) -> set[str]:
+    """Of a file that `read_tensors` accepted."""
+    header: dict[str, Any] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return header.keys() - {"__metadata__"}
 
 
 def write_tensors(tensors: Mapping[str, Tensor]) -> bytes:
@@ -43,38 +45,38 @@ def write_tensors(tensors: Mapping[str, Tensor]) -> bytes:
     return data
 
 
-def _check_header(data: bytes, limit: int) -> None:
+def _check_header(data: bytes, limit: int, file: str) -> None:
     header_begins = data[8:9] == b"{"  # a header's length may begin with the same bytes as a pickle
     if data[:4] == b"PK\x03\x04" or (data[:1] == b"\x80" and data[1:2] in b"\x02\x03\x04\x05" and not header_begins):
-        raise InvalidAdapter(f"{WEIGHTS_NAME} is a pickle, which is never loaded; save with safe_serialization=True")
+        raise InvalidAdapter(f"{file} is a pickle, which is never loaded; save with safe_serialization=True")
     if len(data) < 8:
-        raise InvalidAdapter(f"{WEIGHTS_NAME} is {'empty' if not data else 'truncated'} ({len(data)} bytes)")
+        raise InvalidAdapter(f"{file} is {'empty' if not data else 'truncated'} ({len(data)} bytes)")
     length = int.from_bytes(data[:8], "little")
     if length > limit:
-        raise TooLarge(f"{WEIGHTS_NAME}: the header says it is {length} bytes long, at most {limit} are accepted")
+        raise TooLarge(f"{file}: the header says it is {length} bytes long, at most {limit} are accepted")
     if 8 + length > len(data):
-        raise InvalidAdapter(f"{WEIGHTS_NAME} is truncated: a header of {length} bytes in a file of {len(data)}")
-    header = parse_object(data[8 : 8 + length], f"{WEIGHTS_NAME}: the header")
+        raise InvalidAdapter(f"{file} is truncated: a header of {length} bytes in a file of {len(data)}")
+    header = parse_object(data[8 : 8 + length], f"{file}: the header")
     metadata = header.pop("__metadata__", None)
     if metadata is not None and not _is_text_map(metadata):
-        raise InvalidAdapter(f"{WEIGHTS_NAME}: __metadata__ must map strings to strings")
+        raise InvalidAdapter(f"{file}: __metadata__ must map strings to strings")
     if not header:
-        raise InvalidAdapter(f"{WEIGHTS_NAME} has no tensors")
-    spans = sorted((*_span(name, entry), name) for name, entry in header.items())
+        raise InvalidAdapter(f"{file} has no tensors")
+    spans = sorted((*_span(name, entry, file), name) for name, entry in header.items())
     position, available = 0, len(data) - 8 - length
     for start, stop, name in spans:
         if stop > available:
-            raise InvalidAdapter(f"{WEIGHTS_NAME}: {name} ends at byte {stop}, the file holds {available}: truncated?")
+            raise InvalidAdapter(f"{file}: {name} ends at byte {stop}, the file holds {available}: truncated?")
         if start != position:
-            raise InvalidAdapter(f"{WEIGHTS_NAME}: {name} starts at byte {start}, not at {position}: overlap or gap")
+            raise InvalidAdapter(f"{file}: {name} starts at byte {start}, not at {position}: overlap or gap")
         position = stop
     if position != available:
-        raise InvalidAdapter(f"{WEIGHTS_NAME} has {available - position} bytes that belong to no tensor")
+        raise InvalidAdapter(f"{file} has {available - position} bytes that belong to no tensor")
 
 
-def _span(name: str, entry: Any) -> tuple[int, int]:
+def _span(name: str, entry: Any, file: str) -> tuple[int, int]:
     """One tensor's byte span, its size checked against dtype and shape."""
-    where = f"{WEIGHTS_NAME}: {name[:200]}"
+    where = f"{file}: {name[:200]}"
     if len(name) > MAX_NAME:
         raise InvalidAdapter(f"{where}... is a name of {len(name)} characters, at most {MAX_NAME} are accepted")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:

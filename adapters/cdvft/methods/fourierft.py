@@ -6,35 +6,20 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from cdvft.methods.base import Tensors, fft_flops
-from cdvft.methods.spectral import (
-    INDICES,
-    Places,
-    Spectral,
-    check_shared_indices,
-    frequencies,
-    frequency_keys,
-    random_indices,
-)
-from cdvft.methods.values import integer, number
+from cdvft.methods.spectral import INDICES, Places, Seeded, SeededSpec, seeded_options
 from cdvft.site import Site
 
 __all__ = ["FourierFt", "FourierFtLayout", "FourierFtSpec"]
 
-LARGEST_SEED = 2**63 - 1
 CHUNK = 1024  # coefficients of one product of waves
 Wave = tuple[Tensor, Tensor]  # cos and sin, `[length, coefficients]` float64
 
 
-@dataclass(frozen=True)
-class FourierFtSpec:
-    """Hyper-parameters of one site; one seed for all sites of an adapter."""
-
-    n_frequency: int
-    scaling: float
-    random_loc_seed: int = 777
+class FourierFtSpec(SeededSpec):
+    """Hyper-parameters of one site."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +27,7 @@ class FourierFtLayout:
     d_out: int
 
 
-class FourierFt(Spectral[FourierFtSpec]):
+class FourierFt(Seeded[FourierFtSpec]):
     """Two 1-D FFTs and n products for each token: `irfft(S' [X, conj X])` with `X = rfft(x)`.
 
     An entry s at (r, c) stands for half of itself at (r, -c) and, mirrored, at (-r, c), both divided by d_in; the irfft
@@ -57,39 +42,12 @@ class FourierFt(Spectral[FourierFtSpec]):
     )
 
     def spec(self, config: Mapping[str, Any], site: Site) -> FourierFtSpec:
-        return FourierFtSpec(
-            n_frequency=frequencies(config, site, 1000),
-            scaling=number(config, "scaling", 150.0),
-            random_loc_seed=integer(config, "random_loc_seed", 777, 0, LARGEST_SEED) or 0,
-        )
-
-    def config(self, specs: Mapping[Site, FourierFtSpec]) -> dict[str, Any]:
-        first = next(iter(specs.values()))
-        return {
-            **frequency_keys(specs),
-            "scaling": first.scaling,
-            "random_loc_seed": first.random_loc_seed,
-        }
+        return FourierFtSpec(**seeded_options(config, site, 1000, 150.0))
 
     def examples(self, site: Site) -> list[FourierFtSpec]:
         size = site.d_in * site.d_out
         counts = sorted({1, min(7, size), size})
         return [FourierFtSpec(n, scaling, seed) for n in counts for scaling in (150.0, 0.7) for seed in (777, 3)]
-
-    def count(self, spec: FourierFtSpec) -> int:
-        return spec.n_frequency
-
-    def frozen(
-        self, specs: Mapping[Site, FourierFtSpec], generator: Generator, weights: Tensors | None = None
-    ) -> dict[str, Tensor]:
-        seed = next(iter(specs.values())).random_loc_seed
-        return random_indices({site: spec.n_frequency for site, spec in specs.items()}, seed)
-
-    def check_frozen(self, frozen: Tensors, specs: Mapping[Site, FourierFtSpec]) -> None:
-        check_shared_indices(frozen, {site: spec.n_frequency for site, spec in specs.items()})
-
-    def frozen_of(self, frozen: Tensors, site: Site, spec: FourierFtSpec) -> dict[str, Tensor]:
-        return {INDICES: frozen[f"{INDICES}.{site.d_out}x{site.d_in}"][: spec.n_frequency]}
 
     def layout(self, site: Site, spec: FourierFtSpec) -> FourierFtLayout:
         return FourierFtLayout(site.d_out)
@@ -106,10 +64,6 @@ class FourierFt(Spectral[FourierFtSpec]):
         own_mirror = (row == 0) | (2 * row == site.d_out)  # both halves in one row, where only the real part counts
         factor = torch.where(own_mirror, 1.0, 0.5).to(torch.float64) * (spec.scaling / site.d_in)
         return Places(torch.where(upper, half + site.d_in - column, column), row, factor)
-
-    def prepare(self, tensors: Tensors, site: Site, spec: FourierFtSpec) -> dict[str, Tensor]:
-        tables = super().prepare(tensors, site, spec)
-        return {**tables, "values": tables["values"].to(tensors[self.spectrum].dtype)}
 
     def analyse(self, x: Tensor, tables: Tensors, layout: FourierFtLayout) -> Tensor:
         spectrum = torch.fft.rfft(x)

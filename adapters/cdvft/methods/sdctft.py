@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from cdvft.dct import dct, dct_matrix, idct
 from cdvft.errors import InvalidAdapter
 from cdvft.methods.base import Tensors, fft_flops
-from cdvft.methods.spectral import INDICES, Places, Spectral, check_indices, frequencies, frequency_keys
+from cdvft.methods.spectral import INDICES, Places, Spectral, SpectralSpec, check_indices, frequencies, frequency_keys
 from cdvft.methods.values import choice, number
 from cdvft.site import Site
 
@@ -23,10 +23,9 @@ CHUNK = 1024  # coefficients of one product of waves
 
 
 @dataclass(frozen=True)
-class SdctftSpec:
+class SdctftSpec(SpectralSpec):
     """Hyper-parameters of one site; `dct_norm` says how D is scaled: only "ortho" is known."""
 
-    n_frequency: int
     alpha: float = 1.0
     dct_norm: str = "ortho"
 
@@ -68,9 +67,6 @@ class Sdctft(Spectral[SdctftSpec]):
     def examples(self, site: Site) -> list[SdctftSpec]:
         size = site.d_in * site.d_out
         return [SdctftSpec(n, alpha) for n in sorted({1, min(7, size), size}) for alpha in (1.0, 25.0)]
-
-    def count(self, spec: SdctftSpec) -> int:
-        return spec.n_frequency
 
     def frozen(
         self, specs: Mapping[Site, SdctftSpec], generator: Generator, weights: Tensors | None = None

@@ -5,7 +5,8 @@ chosen by whoever trained, never changed afterwards; adapters that agree on it s
 """
 
 from abc import abstractmethod
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -13,7 +14,7 @@ from torch import Generator, Tensor
 
 from cdvft.errors import InvalidAdapter
 from cdvft.methods.base import Method, Tensors
-from cdvft.methods.values import integer, pattern_of, patterned
+from cdvft.methods.values import integer, number, pattern_of, patterned
 from cdvft.patterns import lookup
 from cdvft.site import Site
 
@@ -21,17 +22,38 @@ __all__ = [
     "INDICES",
     "MAX_FREQUENCIES",
     "Places",
+    "Seeded",
+    "SeededSpec",
     "Spectral",
+    "SpectralSpec",
     "check_indices",
-    "check_shared_indices",
     "frequencies",
     "frequency_keys",
-    "random_indices",
+    "seeded_options",
 ]
 
 INDICES = "indices"  # of a site's coefficients, among its tensors: row * d_in + column, int64 [n]
 MAX_FREQUENCIES = 1 << 24
-SpecT = TypeVar("SpecT", bound=Hashable)
+LARGEST_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class SpectralSpec:
+    """n of one site."""
+
+    n_frequency: int
+
+
+@dataclass(frozen=True)
+class SeededSpec(SpectralSpec):
+    """Hyper-parameters of one site; one seed for all sites of an adapter."""
+
+    scaling: float
+    random_loc_seed: int = 777
+
+
+SpecT = TypeVar("SpecT", bound=SpectralSpec)
+SeededT = TypeVar("SeededT", bound=SeededSpec)
 
 
 class Places(NamedTuple):
@@ -65,22 +87,19 @@ class Spectral(Method[SpecT]):
     def height(self, layout: Any) -> int:
         """Entries that `synthesise` takes."""
 
-    @abstractmethod
-    def count(self, spec: SpecT) -> int:
-        """n of a site."""
-
     def shapes(self, site: Site, spec: SpecT) -> dict[str, tuple[int, ...]]:
-        return {self.spectrum: (self.count(spec),)}
+        return {self.spectrum: (spec.n_frequency,)}
 
     def init(self, site: Site, spec: SpecT, generator: Generator, weight: Tensor | None = None) -> dict[str, Tensor]:
         """Zero: one factor alone, its gradient lives."""
-        return {self.spectrum: torch.zeros(self.count(spec))}
+        return {self.spectrum: torch.zeros(spec.n_frequency)}
 
     def prepare(self, tensors: Tensors, site: Site, spec: SpecT) -> dict[str, Tensor]:
         """`values [n]`; shared by the bank: `columns [n]`, `rows [n]` (see `Places`)."""
         index = tensors[INDICES]
         columns, rows, factor = self.places(index // site.d_in, index % site.d_in, site, spec)
-        return {"values": tensors[self.spectrum] * factor, "columns": columns, "rows": rows}
+        values = tensors[self.spectrum]
+        return {"values": (values * factor).to(values.dtype), "columns": columns, "rows": rows}
 
     def apply(self, x: Tensor, tables: Tensors, layout: Any) -> Tensor:
         """Gather, multiply, scatter: O(d log d + n)."""
@@ -89,17 +108,56 @@ class Spectral(Method[SpecT]):
         return self.synthesise(y, tables, layout)
 
 
-def random_indices(specs: Mapping[Site, int], seed: int) -> dict[str, Tensor]:
-    """Where PEFT's FourierFT and WaveFT put a site's n coefficients, `specs[site]`: one permutation for each shape,
-    of which every site takes the beginning. `indices.<d_out>x<d_in> [n]` int64; 0.5 s for 4096 x 4096.
+class Seeded(Spectral[SeededT]):
+    """The places are drawn by a seed as PEFT's FourierFT and WaveFT draw them: one permutation for each shape, of which
+    every site takes the beginning (0.5 s for 4096 x 4096). Frozen: `indices.<d_out>x<d_in> [n]` int64.
     """
-    most: dict[tuple[int, int], int] = {}
-    for site, count in specs.items():
-        most[site.d_out, site.d_in] = max(count, most.get((site.d_out, site.d_in), 0))
+
+    def config(self, specs: Mapping[Site, SeededT]) -> dict[str, Any]:
+        first = next(iter(specs.values()))
+        return {**frequency_keys(specs), "scaling": first.scaling, "random_loc_seed": first.random_loc_seed}
+
+    def frozen(
+        self, specs: Mapping[Site, SeededT], generator: Generator, weights: Tensors | None = None
+    ) -> dict[str, Tensor]:
+        seed = next(iter(specs.values())).random_loc_seed
+        return {
+            name: torch.randperm(site.d_out * site.d_in, generator=Generator().manual_seed(seed))[:count].clone()
+            for name, (count, site) in _permutations(specs).items()
+        }
+
+    def check_frozen(self, frozen: Tensors, specs: Mapping[Site, SeededT]) -> None:
+        expected = _permutations(specs)
+        for name in sorted(frozen.keys() - expected.keys()):
+            known = ", ".join(sorted(expected))
+            raise InvalidAdapter(f"frozen.safetensors: {name} belongs to no site; expected: {known}")
+        for name, (count, site) in expected.items():
+            check_indices(f"frozen.safetensors: {name}", frozen.get(name), count, site)
+
+    def frozen_of(self, frozen: Tensors, site: Site, spec: SeededT) -> dict[str, Tensor]:
+        return {INDICES: frozen[_permutation(site)][: spec.n_frequency]}
+
+
+def seeded_options(config: Mapping[str, Any], site: Site, count: int, scaling: float) -> dict[str, Any]:
+    """The fields of a SeededSpec from adapter_config.json, with these defaults. Raises InvalidAdapter."""
     return {
-        f"{INDICES}.{d_out}x{d_in}": torch.randperm(d_out * d_in, generator=Generator().manual_seed(seed))[:n].clone()
-        for (d_out, d_in), n in most.items()
+        "n_frequency": frequencies(config, site, count),
+        "scaling": number(config, "scaling", scaling),
+        "random_loc_seed": integer(config, "random_loc_seed", 777, 0, LARGEST_SEED) or 0,
     }
+
+
+def _permutation(site: Site) -> str:
+    return f"{INDICES}.{site.d_out}x{site.d_in}"
+
+
+def _permutations(specs: Mapping[Site, SeededT]) -> dict[str, tuple[int, Site]]:
+    """Each shape's frozen tensor: how many of its indices some site takes, and a site of the shape."""
+    found: dict[str, tuple[int, Site]] = {}
+    for site, spec in specs.items():
+        name = _permutation(site)
+        found[name] = (max(spec.n_frequency, found.get(name, (0, site))[0]), site)
+    return found
 
 
 def check_indices(name: str, index: Tensor | None, count: int, site: Site) -> None:
@@ -112,18 +170,6 @@ def check_indices(name: str, index: Tensor | None, count: int, site: Site) -> No
         raise InvalidAdapter(f"{name} is {dtype} {list(index.shape)}; it must be {what}")
     if int(index.min()) < 0 or int(index.max()) >= site.d_out * site.d_in or len(set(index.tolist())) != count:
         raise InvalidAdapter(f"{name} must be {what}; they are from {int(index.min())} to {int(index.max())}")
-
-
-def check_shared_indices(frozen: Tensors, counts: Mapping[Site, int]) -> None:
-    """Raises InvalidAdapter unless `frozen` is what `random_indices(counts)` could be."""
-    expected: dict[str, tuple[int, Site]] = {}
-    for site, count in counts.items():
-        name = f"{INDICES}.{site.d_out}x{site.d_in}"
-        expected[name] = (max(count, expected.get(name, (0, site))[0]), site)
-    for name in sorted(frozen.keys() - expected.keys()):
-        raise InvalidAdapter(f"frozen.safetensors: {name} belongs to no site; expected: {', '.join(sorted(expected))}")
-    for name, (count, site) in expected.items():
-        check_indices(f"frozen.safetensors: {name}", frozen.get(name), count, site)
 
 
 def frequencies(config: Mapping[str, Any], site: Site, default: int) -> int:
@@ -139,6 +185,6 @@ def frequencies(config: Mapping[str, Any], site: Site, default: int) -> int:
     return int(count)
 
 
-def frequency_keys(specs: Mapping[Site, Any]) -> dict[str, Any]:
+def frequency_keys(specs: Mapping[Site, SpecT]) -> dict[str, Any]:
     """The config keys from which `frequencies` reads each spec's `n_frequency` again."""
     return patterned({site: spec.n_frequency for site, spec in specs.items()}, "n_frequency", "n_frequency_pattern")

@@ -10,31 +10,19 @@ from torch.nn.functional import conv1d, conv_transpose1d
 
 from cdvft.errors import InvalidAdapter
 from cdvft.methods.base import Tensors
-from cdvft.methods.spectral import (
-    INDICES,
-    Places,
-    Spectral,
-    check_shared_indices,
-    frequencies,
-    frequency_keys,
-    random_indices,
-)
-from cdvft.methods.values import flag, integer, number, short
+from cdvft.methods.spectral import INDICES, Places, Seeded, SeededSpec, seeded_options
+from cdvft.methods.values import flag, short
 from cdvft.site import Site
 
 __all__ = ["WaveFt", "WaveFtLayout", "WaveFtSpec"]
 
 FILTERS = "filters"  # of the reconstruction: low-pass and high-pass, [2, taps]
-LARGEST_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
-class WaveFtSpec:
+class WaveFtSpec(SeededSpec):
     """Hyper-parameters of one site. `taps` is the length of the wavelet's filters, 0 without a transform."""
 
-    n_frequency: int
-    scaling: float
-    random_loc_seed: int = 777
     wavelet_family: str = "db1"
     use_idwt: bool = True
     taps: int = 2
@@ -47,7 +35,7 @@ class WaveFtLayout:
     taps: int
 
 
-class WaveFt(Spectral[WaveFtSpec]):
+class WaveFt(Seeded[WaveFtSpec]):
     """`R_out S' R_in^T`, R the reconstruction from the two halves (low, high) of a coefficient vector: two short
     convolutions with stride 2 and n products for each token, O(d taps + n).
 
@@ -67,9 +55,7 @@ class WaveFt(Spectral[WaveFtSpec]):
         family = config.get("wavelet_family") or "db1"
         use_idwt = config.get("use_idwt") is None or flag(config, "use_idwt")
         return WaveFtSpec(
-            n_frequency=frequencies(config, site, 2592),
-            scaling=number(config, "scaling", 25.0),
-            random_loc_seed=integer(config, "random_loc_seed", 777, 0, LARGEST_SEED) or 0,
+            **seeded_options(config, site, 2592, 25.0),
             wavelet_family=family,
             use_idwt=use_idwt,
             taps=_taps(family) if use_idwt else 0,
@@ -77,13 +63,7 @@ class WaveFt(Spectral[WaveFtSpec]):
 
     def config(self, specs: Mapping[Site, WaveFtSpec]) -> dict[str, Any]:
         first = next(iter(specs.values()))
-        return {
-            **frequency_keys(specs),
-            "scaling": first.scaling,
-            "random_loc_seed": first.random_loc_seed,
-            "wavelet_family": first.wavelet_family,
-            "use_idwt": first.use_idwt,
-        }
+        return {**super().config(specs), "wavelet_family": first.wavelet_family, "use_idwt": first.use_idwt}
 
     def examples(self, site: Site) -> list[WaveFtSpec]:
         size = site.d_in * site.d_out
@@ -93,19 +73,16 @@ class WaveFt(Spectral[WaveFtSpec]):
             found.append(WaveFtSpec(count, 0.7, use_idwt=False, taps=0))
         return found
 
-    def count(self, spec: WaveFtSpec) -> int:
-        return spec.n_frequency
-
     def frozen(
         self, specs: Mapping[Site, WaveFtSpec], generator: Generator, weights: Tensors | None = None
     ) -> dict[str, Tensor]:
         first = next(iter(specs.values()))
-        found = random_indices({site: spec.n_frequency for site, spec in specs.items()}, first.random_loc_seed)
-        return found | ({FILTERS: _filters(first.wavelet_family)} if first.use_idwt else {})
+        return super().frozen(specs, generator, weights) | (
+            {FILTERS: _filters(first.wavelet_family)} if first.use_idwt else {}
+        )
 
     def check_frozen(self, frozen: Tensors, specs: Mapping[Site, WaveFtSpec]) -> None:
-        indices = {name: tensor for name, tensor in frozen.items() if name != FILTERS}
-        check_shared_indices(indices, {site: spec.n_frequency for site, spec in specs.items()})
+        super().check_frozen({name: tensor for name, tensor in frozen.items() if name != FILTERS}, specs)
         first, filters = next(iter(specs.values())), frozen.get(FILTERS)
         shape = None if filters is None else tuple(filters.shape)
         if shape != ((2, first.taps) if first.use_idwt else None):
@@ -115,8 +92,7 @@ class WaveFt(Spectral[WaveFtSpec]):
             )
 
     def frozen_of(self, frozen: Tensors, site: Site, spec: WaveFtSpec) -> dict[str, Tensor]:
-        share = {INDICES: frozen[f"{INDICES}.{site.d_out}x{site.d_in}"][: spec.n_frequency]}
-        return share | ({FILTERS: frozen[FILTERS]} if spec.use_idwt else {})
+        return super().frozen_of(frozen, site, spec) | ({FILTERS: frozen[FILTERS]} if spec.use_idwt else {})
 
     def layout(self, site: Site, spec: WaveFtSpec) -> WaveFtLayout:
         return WaveFtLayout(site.d_in, site.d_out, spec.taps)
