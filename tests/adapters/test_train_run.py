@@ -360,3 +360,29 @@ def test_options_out_of_range_are_refused_by_name() -> None:
     for change in ({"epochs": 0}, {"lr": -1.0}, {"lr_head": math.nan}, {"seed": -1}, {"template": Path("x")}):
         with pytest.raises(CdvftError, match=f"--{next(iter(change)).replace('_', '-')} "):
             TrainConfig("classify", "b", Path("d"), Path("o"), **change)  # type: ignore[arg-type]
+
+
+def test_a_head_alone_sees_each_input_once_through_the_base(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They do not change while the vectors stand still: the result is that of a pass for each epoch."""
+    config = replace(classify_config(folder, "roberta"), lr=0.0)
+    passes = 0
+    whole = MethodTrainee.hidden
+
+    def counted(self: MethodTrainee, batch: Any) -> Any:
+        nonlocal passes
+        passes += len(batch.lengths)
+        return whole(self, batch)
+
+    monkeypatch.setattr(MethodTrainee, "hidden", counted)
+    once = train(config)
+    inputs = once["train_inputs"] + once["eval_inputs"]
+    assert passes <= inputs
+    monkeypatch.setattr(MethodTrainee, "_once", MethodTrainee._pooled)
+    passes = 0
+    again = replace(config, out=folder / "head-again")
+    assert train(again)["accuracy"] == once["accuracy"]
+    assert passes == 3 * inputs
+    heads = [reread(each)[0].head for each in (config, again)]
+    assert heads[0].keys() == heads[1].keys()
+    for name, tensor in heads[0].items():
+        torch.testing.assert_close(tensor, heads[1][name], rtol=1e-4, atol=1e-5)

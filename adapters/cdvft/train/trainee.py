@@ -32,6 +32,8 @@ class Trainee(ABC):
         info = backbone.info
         head = init_head(spec.head, info.family, info.hidden, generator) if spec.head else {}
         self.head = {name: nn.Parameter(tensor.to(backbone.device)) for name, tensor in head.items()}
+        self._head_alone = False  # trains, says `groups`; then an input goes through the backbone once
+        self._seen: dict[tuple[tuple[int, ...], tuple[int, ...]], Tensor] = {}  # (ids, type ids): pooled
 
     @abstractmethod
     def vectors(self) -> dict[str, nn.Parameter]:
@@ -66,6 +68,8 @@ class Trainee(ABC):
             kind = "head" if name.startswith("head/") else self.kind(name)
             parameter.requires_grad_(rates[kind] > 0)
             members[kind].append(parameter)
+        self._head_alone = not any(members[kind] and rates[kind] > 0 for kind in members if kind != "head")
+        self._seen.clear()
         return [
             {
                 "params": members[kind],
@@ -97,8 +101,21 @@ class Trainee(ABC):
         head = self.spec.head
         if head is None:
             raise RuntimeError("an lm adapter has no head")
-        pooled = _pooled(self.hidden(batch).float(), batch, head.pooling)
+        pooled = self._once(batch, head.pooling) if self._head_alone else self._pooled(batch, head.pooling)
         return head_logits(head, self.head, pooled, self.backbone.pooler) * self.scale + self.shift
+
+    def _pooled(self, batch: Batch, pooling: str) -> Tensor:
+        return _pooled(self.hidden(batch).float(), batch, pooling)
+
+    @torch.no_grad()
+    def _once(self, batch: Batch, pooling: str) -> Tensor:
+        """As `_pooled`; an input that was seen before does not go through the backbone again."""
+        types = [[]] * len(batch.lengths) if batch.type_ids is None else batch.type_ids.tolist()
+        rows = zip(batch.ids.tolist(), types, batch.lengths, strict=True)
+        keys = [(tuple(ids[:length]), tuple(own[:length])) for ids, own, length in rows]
+        if not all(key in self._seen for key in keys):
+            self._seen.update(zip(keys, self._pooled(batch, pooling), strict=True))
+        return torch.stack([self._seen[key] for key in keys])
 
     def next_token_loss(self, batch: Batch) -> tuple[Tensor, int]:
         """(sum of -log p over the tokens from `targets` on, in nats; their number)."""
