@@ -14,6 +14,7 @@ from cdvft_server.cli.announce import announcement
 from cdvft_server.cli.commands import PREFIX, Command, reported
 from cdvft_server.cli.early import check_early
 from cdvft_server.config import ServeConfig, unused_variables
+from cdvft_server.process import tune_process
 
 __all__ = ["serve"]
 
@@ -71,6 +72,7 @@ def serve(**options: Any) -> None:
 
     with reported(CdvftError, StartRefused, StoreError):
         check_early(config)
+    tune_process()
     click.echo("loading the server ...", err=True)
     from transformers.utils import logging as transformers_logging
 

@@ -14,6 +14,7 @@ from cdvft.train import train as run_training
 
 from cdvft_server import demo
 from cdvft_server.cli.commands import Command, reported
+from cdvft_server.process import tune_process
 
 __all__ = ["train"]
 
@@ -133,6 +134,7 @@ def _run(task: Literal["classify", "lm"], options: dict[str, Any]) -> None:
 
     from cdvft_server.cli.asking import connect
 
+    tune_process()
     base = options.pop("base") or str(demo.base_path())
     push, name, server, api_key = (options.pop(key) for key in ("push", "name", "server", "api_key"))
     if name and not push:

@@ -34,12 +34,14 @@ KV_CONTEXTS = 64  # but never more than this many whole contexts by default
 @dataclass(frozen=True)
 class EngineConfig:
     """`context_length` None: the base's longest input. `kv_tokens` None: what 1 GiB holds on the CPU (40% of the free
-    memory on an accelerator), at most 64 contexts; a context longer than the arena is served up to the arena's size."""
+    memory on an accelerator), at most 64 contexts; a context longer than the arena is served up to the arena's size.
+    `threads`: of torch, in the engine's thread alone; None: as many as everywhere else."""
 
     max_batch_tokens: int = 2048
     context_length: int | None = None
     kv_tokens: int | None = None
     max_queue: int = 1024
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -94,8 +96,12 @@ class Engine:
         with self._changed:
             if self._thread is not None or self._deadline is not None:
                 raise RuntimeError("an engine starts once")
-            self._thread = threading.Thread(target=self._serve, name="cdvft-engine", daemon=True)
+            started = threading.Event()
+            self._thread = threading.Thread(target=self._serve, args=(started,), name="cdvft-engine", daemon=True)
             self._thread.start()
+        elsewhere = torch.get_num_threads()
+        started.wait()
+        torch.set_num_threads(elsewhere)  # torch hands the number that was set last to threads that begin later
 
     def submit(self, requests: AbstractSequence[Request]) -> None:
         """Queue all or none; from then on the engine owns their leases. Raises RequestRefused, QueueFull, Draining."""
@@ -167,7 +173,11 @@ class Engine:
 
     # on the engine thread
 
-    def _serve(self) -> None:
+    def _serve(self, started: threading.Event) -> None:
+        torch.get_num_threads()  # at its first use a thread takes the number that was set last, anywhere
+        if self.config.threads is not None:
+            torch.set_num_threads(self.config.threads)
+        started.set()
         while self._take_orders():
             try:
                 if self._scheduler.has_work:

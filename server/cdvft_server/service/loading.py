@@ -21,7 +21,6 @@ LEAST_MEMORY = 64 << 20
 
 def load_base(config: ServeConfig) -> Backbone:
     """Raises CdvftError, StartRefused."""
-    torch.set_num_threads(torch.get_num_threads())  # the same number in every thread from now on
     embedded = config.base is None
     base = str(demo.base_path()) if config.base is None else config.base
     name = config.served_name or (demo.BASE_NAME if embedded else None)
@@ -37,13 +36,14 @@ def make_pool(config: ServeConfig, backbone: Backbone) -> AdapterPool:
     return AdapterPool(backbone.device, config.adapter_memory or _default_memory(backbone.device))
 
 
-def make_engine(config: ServeConfig, backbone: Backbone, pool: AdapterPool) -> Engine:
+def make_engine(config: ServeConfig, backbone: Backbone, pool: AdapterPool, threads: int) -> Engine:
     """Not started. Its queue has room for one call more than `max_queue`, see `Call.submit`. Raises as above."""
     settings = EngineConfig(
         max_batch_tokens=config.max_batch_tokens,
         context_length=config.context_length,
         kv_tokens=config.kv_tokens,
         max_queue=config.max_queue + max(config.max_classify_rows, config.max_sequences),
+        threads=threads,
     )
     try:
         return Engine(backbone, pool, settings)

@@ -4,6 +4,7 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import Self
 
+import torch
 from cdvft.backbone import Backbone
 
 from cdvft_server import demo
@@ -42,6 +43,7 @@ class Service:
     ) -> None:
         """On the loop's thread; starts the template worker and nothing else."""
         self.config, self._draining = config, False
+        self._threads_before = torch.get_num_threads()
         workers = Workers(RENDERERS)
         self._parts = parts = Parts(
             config=config,
@@ -68,12 +70,16 @@ class Service:
     async def start(cls, config: ServeConfig) -> Self:
         """Load, prove, start, seed. Raises StartRefused, UnsupportedBase, the store's errors; nothing stays behind."""
         async with AsyncExitStack() as undo:
+            before = torch.get_num_threads()
+            undo.callback(torch.set_num_threads, before)
+            torch.set_num_threads(1)  # but in the engine's thread: docs/decisions.md
             backbone = await asyncio.to_thread(load_base, config)
             store = await asyncio.to_thread(Store.open, config.database)
             undo.push_async_callback(asyncio.to_thread, store.close)
             pool = make_pool(config, backbone)
-            engine = await asyncio.to_thread(make_engine, config, backbone, pool)
+            engine = await asyncio.to_thread(make_engine, config, backbone, pool, config.threads or before)
             service = cls(config, backbone, pool, engine, store)
+            service._threads_before = before
             undo.pop_all()
             undo.push_async_callback(service.close)
             await asyncio.to_thread(engine.start)
@@ -94,6 +100,7 @@ class Service:
         await self._parts.hits.close()
         for part in (self._parts.workers, self._parts.templates, self._parts.store):
             await asyncio.to_thread(part.close)
+        torch.set_num_threads(self._threads_before)
 
     def gauges(self) -> Gauges:
         """The engine's and the pool's numbers now."""

@@ -117,7 +117,9 @@ def test_a_head_that_overflows_fails_its_own_rows_only(roberta):
     good, bad = random_adapter(roberta.info, 1, "classification"), broken_adapter(roberta, "classification")
     with serving(roberta) as served:
         listeners = served.send([served.request(PROMPT, own) for own in (good, bad, good, bad)])
-        assert listeners[0].logits() == listeners[2].logits()
+        assert listeners[0].logits() == pytest.approx(
+            listeners[2].logits(), abs=1e-5
+        )  # other rows of the same products
         assert all(isinstance(listeners[i].error(), ScoringError) for i in (1, 3))
 
 
