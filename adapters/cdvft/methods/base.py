@@ -85,6 +85,11 @@ class Method(ABC, Generic[SpecT]):
         """`dW x` without building dW: `x [..., d_in]`, `tables` as `prepare` gives them, all but the shared ones with
         leading axes that broadcast against x's -> `[..., d_out]`, in the tables' real dtype."""
 
+    def add_rows(self, x: Tensor, y: Tensor, rows: Tensor, tables: Tensors, layout: Any) -> bool:
+        """`y[t] += dW[rows[t]] x[t]` in place by a kernel that reads the tables where they lie: `x [T, d_in]`,
+        `y [T, d_out]`, `rows [T]` int64, `tables [rows, ...]`. False: there is none for these, nothing was done."""
+        return False
+
     @abstractmethod
     def dense(self, tensors: Tensors, site: Site, spec: SpecT) -> Tensor:
         """dW `[d_out, d_in]` in float64, built without FFT: the oracle, and the source of merged weights."""

@@ -180,6 +180,11 @@ class Cdvft(Method[CdvftSpec]):
             y = block_circulant(y.unsqueeze(-2), square, layout.d_out).squeeze(-2) * diag_out[..., k + 1, :]
         return y
 
+    def add_rows(self, x: Tensor, y: Tensor, rows: Tensor, tables: Tensors, layout: CdvftLayout) -> bool:
+        from cdvft.kernels import fused_cdvft
+
+        return fused_cdvft(x, y, rows, tables, layout)
+
     def dense(self, tensors: Tensors, site: Site, spec: CdvftSpec) -> Tensor:
         """dW from the definition, padding included; no FFT."""
         weight = _block_matrix(tensors["cdvft_circ"].double(), site, spec)

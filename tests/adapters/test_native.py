@@ -1,0 +1,105 @@
+"""native.c around torch's FFTs against the dense definition in float64: grids, padding, mixed rows, both dtypes."""
+
+import pytest
+import torch
+from cdvft.kernels.native import CHUNK, add_native, library
+from cdvft.methods.cdvft import Cdvft, CdvftSpec
+from cdvft.site import Site
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+METHOD = Cdvft()
+pytestmark = pytest.mark.skipif(library() is None, reason="native.c was not compiled: no C compiler at install")
+
+sizes = st.integers(1, 24)
+tokens = st.sampled_from([0, 1, 2, 7, 33, CHUNK - 1, CHUNK, CHUNK + 3])
+seeds = st.integers(0, 2**31)
+
+
+class Bank:
+    """Three adapters of one site, row 0 zeros."""
+
+    def __init__(self, site: Site, spec: CdvftSpec, generator: torch.Generator) -> None:
+        shapes = METHOD.shapes(site, spec)
+        own = [{name: torch.randn(s, generator=generator) for name, s in shapes.items()} for _ in range(3)]
+        rows = [METHOD.prepare(tensors, site, spec) for tensors in own]
+        self.tables = {n: torch.stack([torch.zeros_like(rows[0][n]), *(row[n] for row in rows)]) for n in rows[0]}
+        self.layout = METHOD.layout(site, spec)
+        self.dense = torch.stack(
+            [torch.zeros(site.d_out, site.d_in).double(), *(METHOD.dense(t, site, spec) for t in own)]
+        )
+
+
+@given(st.tuples(sizes, sizes, sizes), st.sampled_from(["rect", "square"]), tokens, seeds, st.sampled_from([1, 2]))
+@settings(max_examples=120, deadline=None)
+def test_each_token_gets_its_own_adapters_change(shape, grid: str, count: int, seed: int, threads: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    d_in, d_out, p = shape
+    site = Site("layer", d_in, d_out)
+    bank = Bank(site, CdvftSpec(min(p, 2 * max(d_in, d_out)), 2, 0.7, block_grid=grid), generator)
+    x, y = torch.randn(count, d_in, generator=generator), torch.randn(count, d_out, generator=generator)
+    rows = torch.randint(0, 4, (count,), generator=generator)
+    expected = y.double() + torch.einsum("toi,ti->to", bank.dense[rows], x.double())
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        add_native(x, y, rows, bank.tables, bank.layout)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_large_site_in_several_threads() -> None:
+    generator = torch.Generator().manual_seed(3)
+    site = Site("layer", 384, 768)
+    bank = Bank(site, CdvftSpec(384, 2, 1.3), generator)
+    x, y = torch.randn(600, 384, generator=generator), torch.randn(600, 768, generator=generator)
+    rows = torch.randint(0, 4, (600,), generator=generator)
+    expected = y.double() + torch.einsum("toi,ti->to", bank.dense[rows], x.double())
+    add_native(x, y, rows, bank.tables, bank.layout)
+    assert float((y.double() - expected).norm() / expected.norm()) < 1e-6
+
+
+def test_the_bases_tokens_stay_bit_for_bit() -> None:
+    generator = torch.Generator().manual_seed(4)
+    bank = Bank(Site("layer", 12, 20), CdvftSpec(4), generator)
+    for dtype in (torch.float32, torch.bfloat16):
+        x, y = (torch.randn(9, d, generator=generator).to(dtype) for d in (12, 20))
+        before = y.clone()
+        add_native(x, y, torch.zeros(9, dtype=torch.int64), bank.tables, bank.layout)
+        assert torch.equal(y, before)
+
+
+def test_bfloat16_is_widened_and_rounded_as_torch_does_it() -> None:
+    generator = torch.Generator().manual_seed(5)
+    bank = Bank(Site("layer", 16, 16), CdvftSpec(16), generator)
+    x, y = (torch.randn(50, 16, generator=generator).bfloat16() for _ in range(2))
+    rows = torch.randint(0, 4, (50,), generator=generator)
+    picked = {name: table[rows] for name, table in bank.tables.items()}
+    expected = (y.float() + METHOD.apply(x.float(), picked, bank.layout)).bfloat16()
+    add_native(x, y, rows, bank.tables, bank.layout)
+    near = torch.finfo(torch.bfloat16).eps * (expected.float().abs() + 1e-3)
+    assert bool(((y.float() - expected.float()).abs() <= near).all())
+    assert float((y != expected).float().mean()) < 0.02  # sums that lie on an edge between two neighbours
+
+
+def test_slices_of_wider_tensors_are_taken_as_they_lie() -> None:
+    generator = torch.Generator().manual_seed(6)
+    bank = Bank(Site("layer", 8, 12), CdvftSpec(4), generator)
+    wide_x, wide_y = torch.randn(30, 20, generator=generator), torch.randn(30, 30, generator=generator)
+    x, y, rows = wide_x[5:25, 3:11], wide_y[5:25, 7:19], torch.randint(0, 4, (20,), generator=generator)
+    expected, whole = y.double() + torch.einsum("toi,ti->to", bank.dense[rows], x.double()), wide_y.clone()
+    add_native(x, y, rows, bank.tables, bank.layout)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=1e-4)
+    whole[5:25, 7:19] = y
+    assert torch.equal(wide_y, whole)
+
+
+def test_nan_reaches_its_own_token_only() -> None:
+    generator = torch.Generator().manual_seed(7)
+    bank = Bank(Site("layer", 8, 8), CdvftSpec(8), generator)
+    bank.tables["diag_in"][2] = torch.nan
+    for dtype in (torch.float32, torch.bfloat16):
+        x, y = torch.ones(3, 8).to(dtype), torch.ones(3, 8).to(dtype)
+        add_native(x, y, torch.tensor([1, 2, 3]), bank.tables, bank.layout)
+        assert y.isnan().any(1).tolist() == [False, True, False]
