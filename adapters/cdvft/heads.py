@@ -64,24 +64,31 @@ def pool(hidden: Tensor, pooling: Pooling) -> Tensor:
 def head_logits(
     head: HeadSpec, tensors: Mapping[str, Tensor], pooled: Tensor, pooler: torch.nn.Module | None = None
 ) -> Tensor:
-    """`pooled [N, hidden]` -> `[N, outputs]`, fp32.
+    """`pooled [N, hidden]` -> `[N, outputs]`, fp32. `tensors` are one head's, or N heads' side by side, `[N, ...]`,
+    each for its own row.
 
     `pooler` is BERT's own, used by its standard head alone; UnsupportedBase where that head finds none.
     """
     pooled = pooled.float()
     if "classifier.dense.weight" in tensors:
-        dense = functional.linear(pooled, tensors["classifier.dense.weight"], tensors["classifier.dense.bias"])
-        return functional.linear(
-            torch.tanh(dense), tensors["classifier.out_proj.weight"], tensors["classifier.out_proj.bias"]
-        )
+        dense = _affine(pooled, tensors["classifier.dense.weight"], tensors["classifier.dense.bias"])
+        return _affine(torch.tanh(dense), tensors["classifier.out_proj.weight"], tensors["classifier.out_proj.bias"])
     if "score.weight" in tensors:
-        return functional.linear(pooled, tensors["score.weight"])
+        return _affine(pooled, tensors["score.weight"])
     if "pre_classifier.weight" in tensors:
-        dense = functional.linear(pooled, tensors["pre_classifier.weight"], tensors["pre_classifier.bias"])
+        dense = _affine(pooled, tensors["pre_classifier.weight"], tensors["pre_classifier.bias"])
         pooled = torch.relu(dense)
     elif head.type == "standard":
         if pooler is None:
             raise UnsupportedBase("the standard head needs the base's pooler, which it does not have")
-        dense = functional.linear(pooled, pooler.dense.weight.float(), pooler.dense.bias.float())  # type: ignore[union-attr, arg-type]
+        dense = _affine(pooled, pooler.dense.weight.float(), pooler.dense.bias.float())  # type: ignore[union-attr, arg-type]
         pooled = torch.tanh(dense)
-    return functional.linear(pooled, tensors["classifier.weight"], tensors["classifier.bias"])
+    return _affine(pooled, tensors["classifier.weight"], tensors["classifier.bias"])
+
+
+def _affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x [N, d]`; `weight [o, d]` for all rows, or `[N, o, d]`: each row's own."""
+    if weight.dim() == 2:
+        return functional.linear(x, weight, bias)
+    y = torch.bmm(weight, x.unsqueeze(-1)).squeeze(-1)
+    return y if bias is None else y + bias

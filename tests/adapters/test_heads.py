@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cdvft.errors import UnsupportedBase
+from cdvft.family import FAMILIES
 from cdvft.heads import HeadSpec, head_logits, head_shapes, init_head, pool
 from transformers import BertForSequenceClassification, LlamaForSequenceClassification, RobertaForSequenceClassification
 
@@ -44,6 +45,19 @@ def test_berts_own_head_without_a_pooler_is_an_error_not_a_linear_head() -> None
     tensors = {"classifier.weight": torch.randn(2, 32), "classifier.bias": torch.randn(2)}
     with pytest.raises(UnsupportedBase, match="needs the base's pooler"):
         head_logits(head, tensors, torch.randn(1, 32), None)
+
+
+@pytest.mark.parametrize("kind", ["linear", "standard"])
+@pytest.mark.parametrize("model_type", ["llama", "roberta", "bert", "distilbert"])
+def test_heads_side_by_side_equal_each_row_alone(model_type: str, kind: str, request) -> None:
+    family = FAMILIES[model_type]
+    pooler = request.getfixturevalue("bert").pooler if model_type == "bert" else None
+    head = HeadSpec(kind, "first", 3)
+    heads = [{n: torch.randn(s) for n, s in head_shapes(head, family, 32).items()} for _ in range(5)]
+    pooled = torch.randn(5, 32)
+    together = head_logits(head, {n: torch.stack([h[n] for h in heads]) for n in heads[0]}, pooled, pooler)
+    alone = [head_logits(head, own, row[None], pooler)[0] for own, row in zip(heads, pooled, strict=True)]
+    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-5, atol=1e-5)
 
 
 def test_pooling_is_in_fp32() -> None:

@@ -86,8 +86,7 @@ class Core:
             segment.sequence.computed += segment.length
         if output.logits is not None:
             self._sample(sampled, output.logits)
-        for segment in scored:
-            accumulate(segment, output.hidden[segment.start : segment.stop])
+        accumulate(scored, output.hidden)
         self._score([segment.sequence for segment in scored if segment.completes])
 
     def _sample(self, sequences: list[Sequence], logits: torch.Tensor) -> None:
