@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cdvft.methods.base import Method, Tensors
 from cdvft.site import Site
 
-__all__ = ["AdaptedLinear", "AdapterContext", "BankSlice", "TrainableLinear", "adapt"]
+__all__ = ["AdaptedLinear", "AdapterContext", "BankSlice", "MergedRun", "TrainableLinear", "adapt"]
 
 CHUNK = 256  # tokens per `apply`: temporaries stay in the L2 cache
 
@@ -70,6 +70,16 @@ def _gathered(start: int, rows: list[int]) -> list[tuple[int, int, int | Tensor]
     return [(start, start + len(rows), torch.tensor(rows))]
 
 
+@dataclass(frozen=True)
+class MergedRun:
+    """Tokens `[start, stop)` that go through W + dW: `weights[site.name] [d_out, d_in]`, the base's own where it is not
+    among them."""
+
+    start: int
+    stop: int
+    weights: Mapping[str, Tensor]
+
+
 class AdapterContext:
     """Which adapters the forward that runs in this thread applies; handed to every adapted layer by constructor."""
 
@@ -77,15 +87,21 @@ class AdapterContext:
         self._local = threading.local()
 
     @contextmanager
-    def activate(self, slices: Sequence[BankSlice]) -> Iterator[None]:
-        """Apply these adapters inside the block. Refuses nesting; always clears, on exceptions too."""
+    def activate(self, slices: Sequence[BankSlice], merged: Sequence[MergedRun] = ()) -> Iterator[None]:
+        """Apply these adapters inside the block; `merged` in token order. Refuses nesting; always clears, on exceptions
+        too."""
         if getattr(self._local, "plan", None) is not None:
             raise RuntimeError("a batch is active already; adapter contexts do not nest")
         self._local.plan = [(s, s.row_of_each(), s.chunks()) for s in slices]
+        self._local.merged = merged
         try:
             yield
         finally:
-            self._local.plan = None
+            self._local.plan, self._local.merged = None, ()
+
+    @property
+    def merged(self) -> Sequence[MergedRun]:
+        return getattr(self._local, "merged", ())
 
     def add_delta(self, site: Site, x: Tensor, y: Tensor) -> None:
         """`y += dW x` in place for the active slices: `x [T, d_in]`, `y [T, d_out]`."""
@@ -120,9 +136,22 @@ class AdaptedLinear(nn.Module):
         return self.linear.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.linear(x)
+        y: Tensor = self.linear(x) if not self.context.merged else self._by_runs(x)
         self.context.add_delta(self.site, x.reshape(-1, self.site.d_in), y.view(-1, self.site.d_out))
         return y
+
+    def _by_runs(self, x: Tensor) -> Tensor:
+        """Each merged run by its own matrix, all other tokens by the base's."""
+        tokens = x.reshape(-1, self.site.d_in)
+        parts, position = [], 0
+        for run in self.context.merged:
+            weight = run.weights.get(self.site.name)
+            if weight is not None:
+                parts.append(self.linear(tokens[position : run.start]))
+                parts.append(nn.functional.linear(tokens[run.start : run.stop], weight, self.linear.bias))
+                position = run.stop
+        parts.append(self.linear(tokens[position:]))
+        return torch.cat(parts).view(*x.shape[:-1], self.site.d_out)
 
 
 class TrainableLinear(nn.Module):

@@ -10,7 +10,7 @@ from cdvft.adapter import Adapter
 from cdvft.errors import UnsupportedBase
 from cdvft.site import Site
 
-__all__ = ["Merged", "merge"]
+__all__ = ["Merged", "merge", "merged_weights"]
 
 MARK = "cdvft_merged"  # attribute of a merged linear layer: the adapter's digest
 
@@ -35,6 +35,18 @@ def merge(model: nn.Module, adapter: Adapter) -> "Merged":
     return merged
 
 
+@torch.no_grad()
+def merged_weights(model: nn.Module, adapter: Adapter) -> dict[str, Tensor]:
+    """W + dW of every site, `[d_out, d_in]` by site name, computed in float64 and rounded once to the layer's dtype;
+    the model stays as it is. Raises UnsupportedBase as `merge`.
+    """
+    return {site.name: _sum(_plain_linear(model, site).weight, adapter.dense(site)) for site in adapter.spec.sites}
+
+
+def _sum(weight: Tensor, delta: Tensor) -> Tensor:
+    return (weight.double() + delta.to(weight.device)).to(weight.dtype)
+
+
 class Merged:
     """The original weights of the merged layers, on their device."""
 
@@ -45,7 +57,7 @@ class Merged:
     def add(self, linear: nn.Linear, delta: Tensor, digest: str) -> None:
         """Remember `weight [d_out, d_in]`, then add `delta` to it."""
         weight = linear.weight
-        changed = weight.double() + delta.to(weight.device)
+        changed = _sum(weight, delta)
         self._originals.append((linear, weight.detach().clone()))
         setattr(linear, MARK, digest)
         weight.copy_(changed)

@@ -34,6 +34,7 @@ class PreparedAdapter:
     head_nbytes: int
     shared: Mapping[str, Tensors] = field(default_factory=dict)
     shared_nbytes: int = 0
+    flops: float = 0.0  # of one token, all sites, without the head (`Method.flops`)
 
     @property
     def least_memory(self) -> int:
@@ -69,6 +70,7 @@ def prepare_adapter(adapter: Adapter) -> PreparedAdapter:
         nbytes=sum(_nbytes(own) for own in tables.values()),
         head_nbytes=_nbytes(adapter.head),
         shared_nbytes=sum(storages(shared).values()),
+        flops=sum(method.flops(site, spec) for site, spec in adapter.spec.sites.items()),
     )
 
 

@@ -11,11 +11,14 @@ from cdvft_server.engine.batch import (
     Scores,
     Token,
 )
+from cdvft_server.engine.costs import CostModel
 from cdvft_server.engine.engine import Engine, EngineConfig, EngineStats
+from cdvft_server.engine.merged import MergedLease, MergedPool, MergedStats, MergedUse, MergedWeights, merge_adapter
 from cdvft_server.engine.pool import AdapterPool, Head, Lease, PoolFull, PoolStats
 
 __all__ = [
     "AdapterPool",
+    "CostModel",
     "Draining",
     "Engine",
     "EngineConfig",
@@ -26,6 +29,11 @@ __all__ = [
     "Finished",
     "Head",
     "Lease",
+    "MergedLease",
+    "MergedPool",
+    "MergedStats",
+    "MergedUse",
+    "MergedWeights",
     "PoolFull",
     "PoolStats",
     "QueueFull",
@@ -34,4 +42,5 @@ __all__ = [
     "SamplingParams",
     "Scores",
     "Token",
+    "merge_adapter",
 ]

@@ -1,15 +1,17 @@
 """The engine's nouns: a request and its events, the sequence it becomes, and segments packed into a batch."""
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Literal
 
-from cdvft.linear import BankSlice
+from cdvft.linear import BankSlice, MergedRun
 from torch import Tensor
 
 from cdvft_server.engine.bank import Placement
 from cdvft_server.engine.kv import Span
+from cdvft_server.engine.merged import MergedUse, MergedWeights
 from cdvft_server.engine.pool import Lease
 
 __all__ = [
@@ -86,7 +88,8 @@ class Request:
     """What the engine is asked: generate (`sampling`) or, where that is None, score with the lease's head.
 
     `deliver` is called on the engine thread: Tokens, then exactly one terminal event. `lease` None is the base;
-    once `Engine.submit` has returned, the engine owns the lease and releases it before the terminal event.
+    once `Engine.submit` has returned, the engine owns the lease, and that of `merged` (None: unmerged throughout), and
+    releases them before the terminal event.
     """
 
     id: str
@@ -95,6 +98,14 @@ class Request:
     type_ids: list[int] | None = None
     lease: Lease | None = None
     sampling: SamplingParams | None = None
+    merged: MergedUse | None = None
+
+    def release(self) -> None:
+        """Give back what the engine owns of it."""
+        if self.lease is not None:
+            self.lease.release()
+        if self.merged is not None:
+            self.merged.lease.release()
 
 
 @dataclass(eq=False)
@@ -121,6 +132,11 @@ class Sequence:
         return len(self.tokens) - len(self.request.ids)
 
     @property
+    def decodes(self) -> bool:
+        """Whether its prompt went through the model."""
+        return self.computed >= len(self.request.ids)
+
+    @property
     def need(self) -> int:
         """KV tokens, known at admission."""
         return len(self.request.ids) + (self.request.sampling.max_tokens if self.request.sampling else 0)
@@ -135,6 +151,7 @@ class Segment:
     length: int
     past: int
     placement: Placement | None
+    merged: MergedWeights | None = None  # instead of the placement
 
     @property
     def stop(self) -> int:
@@ -152,10 +169,11 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Segments packed without padding, each bank's tokens contiguous, the base's first."""
+    """Segments packed without padding: the base's first, each bank's contiguous, those of merged weights last."""
 
     segments: list[Segment]
     slices: list[BankSlice]
+    merged: list[MergedRun]
 
     @property
     def num_tokens(self) -> int:
@@ -169,20 +187,46 @@ class Batch:
     @staticmethod
     def pack(shares: Iterable[tuple[Sequence, int, Placement | None]]) -> "Batch":
         """Order (sequence, number of its next tokens, where its adapter sits) by bank and row, and lay them out."""
+        known = list(shares)
+        decoding = Counter(_digest(sequence) for sequence, _, _ in known if sequence.decodes)
+        placed = [(*share, _merged(share[0], decoding)) for share in known]
         segments, start = [], 0
-        for sequence, length, placement in sorted(shares, key=lambda share: _order(share[2])):
-            segments.append(Segment(sequence, start, length, sequence.computed, placement))
+        for sequence, length, placement, merged in sorted(placed, key=lambda own: _order(*own[2:])):
+            segments.append(Segment(sequence, start, length, sequence.computed, placement, merged))
             start += length
-        grouped = groupby(segments, key=lambda segment: segment.placement and segment.placement.bank)
-        return Batch(segments, [_slice(list(own)) for bank, own in grouped if bank is not None])
+        unmerged = [segment for segment in segments if segment.merged is None]
+        grouped = groupby(unmerged, key=lambda segment: segment.placement and segment.placement.bank)
+        slices = [_slice(list(own)) for bank, own in grouped if bank is not None]
+        runs = groupby(segments[len(unmerged) :], key=lambda segment: segment.merged)
+        return Batch(segments, slices, [_run(list(own)) for _, own in runs])
 
     def alone(self) -> "list[Batch]":
         """The same work, each segment by itself."""
         return [Batch.pack([(s.sequence, s.length, s.placement)]) for s in self.segments]
 
 
-def _order(placement: Placement | None) -> tuple[int, int]:
-    return (-1, 0) if placement is None else (placement.bank.number, placement.row)
+def _digest(sequence: Sequence) -> str | None:
+    return None if sequence.request.lease is None else sequence.request.lease.digest
+
+
+def _merged(sequence: Sequence, decoding: Mapping[str | None, int]) -> MergedWeights | None:
+    """The merged weights of its next tokens; `decoding`: how many decode steps of each adapter are in the batch."""
+    use = sequence.request.merged
+    if use is None:
+        return None
+    pays = decoding[_digest(sequence)] >= use.decode_from if sequence.decodes else use.prompt
+    return use.lease.weights if pays else None
+
+
+def _order(placement: Placement | None, merged: MergedWeights | None) -> tuple[int, int, int, str]:
+    if merged is not None:
+        return (1, 0, 0, merged.digest)
+    return (0, -1, 0, "") if placement is None else (0, placement.bank.number, placement.row, "")
+
+
+def _run(segments: list[Segment]) -> MergedRun:
+    """Neighbours with the same merged weights."""
+    return MergedRun(segments[0].start, segments[-1].stop, segments[0].merged.weights if segments[0].merged else {})
 
 
 def _slice(segments: list[Segment]) -> BankSlice:

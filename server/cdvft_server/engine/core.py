@@ -126,8 +126,7 @@ class Core:
         sequence.ended = True
         self.scheduler.remove(sequence)
         self._forget(sequence.request.id)
-        if sequence.request.lease is not None:
-            sequence.request.lease.release()
+        sequence.request.release()
         if isinstance(event, Failed):
             self.counters.failed += 1
         else:

@@ -6,6 +6,7 @@ A request is refused at `submit` or gets exactly one terminal event, on cancel, 
 import threading
 import time
 from collections.abc import Sequence as AbstractSequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 
 import torch
@@ -18,6 +19,7 @@ from cdvft_server.engine.allowlist import refuse_unsupported
 from cdvft_server.engine.attention import ATTENTION
 from cdvft_server.engine.batch import Request, Sequence
 from cdvft_server.engine.core import Core, Counters
+from cdvft_server.engine.costs import CostModel, fit_costs
 from cdvft_server.engine.kv import KvArena
 from cdvft_server.engine.pool import AdapterPool
 from cdvft_server.engine.proof import probe_adapter, prove_packing
@@ -35,17 +37,19 @@ KV_CONTEXTS = 64  # but never more than this many whole contexts by default
 class EngineConfig:
     """`context_length` None: the base's longest input. `kv_tokens` None: what 1 GiB holds on the CPU (40% of the free
     memory on an accelerator), at most 64 contexts; a context longer than the arena is served up to the arena's size.
-    `threads`: of torch, in the engine's thread alone; None: as many as everywhere else."""
+    `threads`: of torch, in the engine's thread alone; None: as many as everywhere else. `fit_costs`: measure the cost
+    model at start."""
 
     max_batch_tokens: int = 2048
     context_length: int | None = None
     kv_tokens: int | None = None
     max_queue: int = 1024
     threads: int | None = None
+    fit_costs: bool = False
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if value is not None and value < 1:
+            if value is not None and name != "fit_costs" and value < 1:
                 raise ValueError(f"{name} must be at least 1, it is {value}")
 
 
@@ -83,6 +87,7 @@ class Engine:
         self._deadline: float | None = None  # monotonic seconds; set once the engine drains
         self._thread: threading.Thread | None = None
         self._proven = False
+        self.costs = CostModel()
 
     def prove(self) -> None:
         """Compare the packed with the plain forward on a seeded probe. Raises UnsupportedBase. Before `start`."""
@@ -96,11 +101,11 @@ class Engine:
         with self._changed:
             if self._thread is not None or self._deadline is not None:
                 raise RuntimeError("an engine starts once")
-            started = threading.Event()
+            started: Future[None] = Future()
             self._thread = threading.Thread(target=self._serve, args=(started,), name="cdvft-engine", daemon=True)
             self._thread.start()
         elsewhere = torch.get_num_threads()
-        started.wait()
+        started.result()
         torch.set_num_threads(elsewhere)  # torch hands the number that was set last to threads that begin later
 
     def submit(self, requests: AbstractSequence[Request]) -> None:
@@ -173,11 +178,15 @@ class Engine:
 
     # on the engine thread
 
-    def _serve(self, started: threading.Event) -> None:
+    def _serve(self, started: "Future[None]") -> None:
         torch.get_num_threads()  # at its first use a thread takes the number that was set last, anywhere
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
-        started.set()
+        try:
+            self.costs = fit_costs(self.backbone) if self.config.fit_costs else self.costs
+        except BaseException as error:
+            return started.set_exception(error)
+        started.set_result(None)
         while self._take_orders():
             try:
                 if self._scheduler.has_work:

@@ -58,6 +58,7 @@ class _Resident:
     row: int
     head: Head | None
     head_bytes: int
+    flops: float
     leases: int = 0
     doomed: bool = False
 
@@ -67,14 +68,15 @@ class _Resident:
 
 
 class Lease:
-    """A promise that the adapter stays on the device. `head` is None for an lm adapter; `mode` is how it is applied."""
-
-    mode = "fft"
+    """A promise that the adapter stays on the device. `head` is None for an lm adapter."""
 
     def __init__(self, pool: "AdapterPool", resident: _Resident) -> None:
         self._pool, self._resident = pool, resident
         self.digest = resident.digest
         self.head = resident.head
+        self.method = resident.bank.view.method.name
+        self.flops = resident.flops  # of one token
+        self.sites = tuple(resident.bank.view.tables)  # names
         self.claimed = False  # by the engine: one lease, one request
         self.released = False
 
@@ -220,7 +222,7 @@ class AdapterPool:
                 bank.give_row(row)
             raise
         with self._lock:
-            resident = _Resident(prepared.digest, bank, row, head, prepared.head_nbytes)
+            resident = _Resident(prepared.digest, bank, row, head, prepared.head_nbytes, prepared.flops)
             self._books.residents[prepared.digest] = resident
             self._books.head_bytes += prepared.head_nbytes
             self._books.placed += 1

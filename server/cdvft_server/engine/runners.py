@@ -43,7 +43,7 @@ class Runner:
     @torch.inference_mode()
     def run(self, batch: Batch) -> Output:
         """The whole forward pass of one batch; the arena then holds its keys and values."""
-        with self.context.activate(batch.slices):
+        with self.context.activate(batch.slices, batch.merged):
             hidden = self.backbone.model(
                 input_ids=self._packed(batch, lambda s: s.ids),
                 position_ids=self._packed(batch, self._positions),
