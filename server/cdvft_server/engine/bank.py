@@ -40,6 +40,7 @@ class Bank:
 
     def __init__(self, number: int, like: PreparedAdapter, device: torch.device) -> None:
         self.device = device
+        self.signature = like.signature
         self.row_bytes = like.nbytes
         self.shared_bytes = like.shared_nbytes
         self.capacity = 0
@@ -98,6 +99,17 @@ class Bank:
         for own in self.view.tables.values():
             for table in own.values():
                 table[target].copy_(table[source])
+
+    def read_row(self, row: int) -> dict[str, dict[str, Tensor]]:
+        """Copies on the CPU, `[site][name]` without the row axis."""
+        return {
+            site: {name: table[row].to("cpu", copy=True) for name, table in own.items()}
+            for site, own in self.view.tables.items()
+        }
+
+    def read_shared(self) -> dict[str, dict[str, Tensor]]:
+        """Copies on the CPU."""
+        return _moved_once(self.view.shared, torch.device("cpu"))
 
     def write_row(self, row: int, tables: Mapping[str, Tensors]) -> None:
         for site, own in self.view.tables.items():
