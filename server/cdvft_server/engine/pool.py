@@ -134,7 +134,7 @@ class AdapterPool:
     def __init__(self, device: torch.device | str, budget_bytes: int, host: HostCache | None = None) -> None:
         self._device = torch.device(device)
         self._budget = budget_bytes
-        self._host = host if host is not None and host.is_on else None
+        self.host = host or HostCache(0)
         self._lock = threading.Lock()
         self._placing = threading.Lock()
         self._books = _Books()
@@ -160,8 +160,7 @@ class AdapterPool:
                 lease = self._write(bank, prepared)
             finally:
                 self._remove_if_empty(bank)
-            if self._host is not None:
-                self._host.discard(prepared.digest)
+            self.host.discard(prepared.digest)
             return lease
 
     def discard(self, digest: str) -> None:
@@ -172,8 +171,7 @@ class AdapterPool:
             if resident is not None:
                 resident.doomed, resident.pinned = True, False
                 self._books.rest(resident)
-        if self._host is not None:
-            self._host.discard(digest)
+        self.host.discard(digest)
 
     def pin(self, digest: str) -> bool:
         """Never evict it from now on; False where it is not resident."""
@@ -343,21 +341,20 @@ class AdapterPool:
             for resident in victims:
                 self._books.drop(resident)
             self._books.evicted += len(victims)
-            if self._host is not None:
-                self._books.leaving.update(resident.digest for resident in victims)
-        if self._host is not None:
-            for resident in victims:  # their rows stay as they are: who writes to rows holds `_placing`
-                self._keep(resident, self._host)
+            self._books.leaving.update(resident.digest for resident in victims)
+        for resident in victims:  # their rows stay as they are: who writes to rows holds `_placing`
+            self._keep(resident)
         return bool(victims)
 
-    def _keep(self, resident: _Resident, host: HostCache) -> None:
+    def _keep(self, resident: _Resident) -> None:
         """Onto the host, unless it is deleted meanwhile."""
-        host.put(_prepared(resident, host))
+        if self.host.is_on:
+            self.host.put(_prepared(resident, self.host))
         with self._lock:
             kept = resident.digest in self._books.leaving
             self._books.leaving.discard(resident.digest)
         if not kept:
-            host.discard(resident.digest)
+            self.host.discard(resident.digest)
 
 
 def _prepared(resident: _Resident, host: HostCache) -> PreparedAdapter:
