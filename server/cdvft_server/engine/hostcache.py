@@ -24,6 +24,12 @@ class HostStats:
     evicted: int
 
 
+@dataclass(frozen=True)
+class _Kept:
+    prepared: PreparedAdapter
+    nbytes: int  # without what it shares
+
+
 @dataclass
 class _Shared:
     tables: Mapping[str, Tensors]
@@ -37,7 +43,7 @@ class HostCache:
     def __init__(self, budget_bytes: int) -> None:
         self._budget = budget_bytes
         self._lock = threading.Lock()
-        self._kept: OrderedDict[str, PreparedAdapter] = OrderedDict()  # by digest, least recently used first
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()  # by digest, least recently used first
         self._shared: dict[Hashable, _Shared] = {}
         self._used = 0
         self._evicted = 0
@@ -52,15 +58,16 @@ class HostCache:
             if prepared.digest in self._kept:
                 self._kept.move_to_end(prepared.digest)
                 return
-            if _own_bytes(prepared) + prepared.shared_nbytes > self._budget:
+            own = _own_bytes(prepared)
+            if own + prepared.shared_nbytes > self._budget:
                 return
-            while self._used + self._cost(prepared) > self._budget:
+            while self._used + own + self._more_shared(prepared) > self._budget:
                 self._drop(next(iter(self._kept)))
                 self._evicted += 1
-            self._used += self._cost(prepared)
+            self._used += own + self._more_shared(prepared)
             shared = self._shared.setdefault(prepared.signature, _Shared(prepared.shared, prepared.shared_nbytes))
             shared.users += 1
-            self._kept[prepared.digest] = replace(prepared, shared=shared.tables)
+            self._kept[prepared.digest] = _Kept(replace(prepared, shared=shared.tables), own)
 
     def get(self, digest: str) -> PreparedAdapter | None:
         """It stays here, as the most recently used."""
@@ -68,7 +75,7 @@ class HostCache:
             found = self._kept.get(digest)
             if found is not None:
                 self._kept.move_to_end(digest)
-            return found
+            return None if found is None else found.prepared
 
     def discard(self, digest: str) -> None:
         """Forget it; that is no eviction."""
@@ -90,16 +97,17 @@ class HostCache:
         with self._lock:
             return HostStats(len(self._kept), self._used, self._budget, self._evicted)
 
-    def _cost(self, prepared: PreparedAdapter) -> int:
-        return _own_bytes(prepared) + (0 if prepared.signature in self._shared else prepared.shared_nbytes)
+    def _more_shared(self, prepared: PreparedAdapter) -> int:
+        return 0 if prepared.signature in self._shared else prepared.shared_nbytes
 
     def _drop(self, digest: str) -> None:
-        prepared = self._kept.pop(digest)
-        self._used -= _own_bytes(prepared)
-        shared = self._shared[prepared.signature]
+        kept = self._kept.pop(digest)
+        self._used -= kept.nbytes
+        signature = kept.prepared.signature
+        shared = self._shared[signature]
         shared.users -= 1
         if shared.users == 0:
-            del self._shared[prepared.signature]
+            del self._shared[signature]
             self._used -= shared.nbytes
 
 

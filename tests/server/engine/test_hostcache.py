@@ -120,5 +120,5 @@ def test_threads_keep_the_books():
     for thread in threads:
         thread.join()
     assert not errors
-    kept = list(cache._kept.values())
+    kept = [own.prepared for own in cache._kept.values()]
     assert cache.stats().bytes_used == bytes_of(kept)

@@ -86,9 +86,9 @@ class Tiers(RuleBasedStateMachine):
 
     @invariant()
     def nobody_is_in_two_places(self):
-        for digest in self.host._kept:
+        for digest, kept in self.host._kept.items():
             assert not self.pool.is_resident(digest)
-            assert_same(self.host._kept[digest], self.stored[digest])
+            assert_same(kept.prepared, self.stored[digest])
 
     @invariant()
     def pins_and_leases_stay(self):
