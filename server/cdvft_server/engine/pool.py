@@ -342,30 +342,30 @@ class AdapterPool:
                 self._books.drop(resident)
             self._books.evicted += len(victims)
             self._books.leaving.update(resident.digest for resident in victims)
-        for resident in victims:  # their rows stay as they are: who writes to rows holds `_placing`
-            self._keep(resident)
+        self._keep(bank, victims)  # their rows stay as they are: who writes to rows holds `_placing`
         return bool(victims)
 
-    def _keep(self, resident: _Resident) -> None:
-        """Onto the host, unless it is deleted meanwhile."""
-        if self.host.is_on:
-            self.host.put(_prepared(resident, self.host))
+    def _keep(self, bank: Bank, victims: Sequence[_Resident]) -> None:
+        """Onto the host, unless they are deleted meanwhile."""
+        if self.host.is_on and victims:
+            for resident, tables in zip(victims, bank.read_rows([own.row for own in victims]), strict=True):
+                self.host.put(_prepared(resident, tables, self.host))
         with self._lock:
-            kept = resident.digest in self._books.leaving
-            self._books.leaving.discard(resident.digest)
-        if not kept:
-            self.host.discard(resident.digest)
+            deleted = [own.digest for own in victims if own.digest not in self._books.leaving]
+            self._books.leaving.clear()
+        for digest in deleted:
+            self.host.discard(digest)
 
 
-def _prepared(resident: _Resident, host: HostCache) -> PreparedAdapter:
-    """What was placed, as copies on the CPU."""
+def _prepared(resident: _Resident, tables: Mapping[str, Tensors], host: HostCache) -> PreparedAdapter:
+    """What was placed, on the CPU; `tables` are its own."""
     bank, head = resident.bank, resident.head
     shared = host.shared_tables(bank.signature)
     return PreparedAdapter(
         digest=resident.digest,
         method=bank.view.method,
         signature=bank.signature,
-        tables=bank.read_row(resident.row),
+        tables=tables,
         layouts=bank.view.layouts,
         head=None if head is None else head.spec,
         head_tensors={} if head is None else {name: own.to("cpu") for name, own in head.tensors.items()},

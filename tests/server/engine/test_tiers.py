@@ -126,13 +126,13 @@ def test_what_is_deleted_on_its_way_to_the_host_does_not_stay_there(monkeypatch:
     host = HostCache(10 * ROW)
     pool = AdapterPool("cpu", 2 * ROW, host)
     pool.place(prepared(0)).release()
-    read = Bank.read_row
+    read = Bank.read_rows
 
-    def deleted_meanwhile(self, row):
+    def deleted_meanwhile(self, rows):
         pool.discard(prepared(0).digest)
-        return read(self, row)
+        return read(self, rows)
 
-    monkeypatch.setattr(Bank, "read_row", deleted_meanwhile)
+    monkeypatch.setattr(Bank, "read_rows", deleted_meanwhile)
     pool.place(prepared(1)).release()
     assert host.stats().adapters == 0
 

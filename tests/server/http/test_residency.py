@@ -1,6 +1,7 @@
 """Where adapters are: device, host and store; pins and preloading; a slow load that keeps nobody waiting."""
 
 import logging
+import random
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -275,3 +276,37 @@ def test_preloading_brings_the_last_used_first(
     assert on_device(Fleet(live, llama, fleet.folder)) == {"a1", "a5", "a2", "a8"}
     assert f"preloaded {ROOM} of {COUNT} adapters" in caplog.text
     assert live.gauge("cdvft_adapters_evicted_total") == 0
+
+
+def test_pins_and_what_moves_them_at_once(tiny_server: Any, llama: Backbone) -> None:
+    """Whoever wins: in the end the device holds what the store says, and every answer was its adapter's."""
+    fleet = start(tiny_server, llama, 3, adapter_memory=memory_for(llama, 12))
+    files = [_files(llama, seed) for seed in range(5)]
+    names = NAMES[:3]
+
+    def act(rng: random.Random) -> int:
+        name, version = rng.choice(names), rng.randint(1, 4)
+        acts = [
+            lambda: pin(fleet, name),
+            lambda: pin(fleet, name, False),
+            lambda: fleet.live.upload(name, rng.choice(files)),
+            lambda: fleet.live.client.put(f"/v1/adapters/{name}/aliases/latest", json={"version": version}),
+            lambda: fleet.live.client.delete(f"/v1/adapters/{name}", params={"version": version}),
+            lambda: fleet.live.complete(name),
+        ]
+        return int(rng.choice(acts)().status_code)
+
+    def work(seed: int) -> set[int]:
+        rng = random.Random(seed)
+        return {act(rng) for _ in range(20)}
+
+    with ThreadPoolExecutor(4) as threads:
+        codes = set().union(*threads.map(work, range(4)))
+    assert codes <= {200, 201, 404, 409, 503}, codes
+    fleet.live.wait_until_idle()
+    service = fleet.live.service
+    rows = service._parts.store.pinned(llama.info.digest)
+    held = service._pins._held
+    assert {row.adapter_id: row.digest for row in rows} == {key: row.digest for key, row in held.items()}
+    assert all(service._parts.pool.is_resident(row.digest) for row in rows)
+    assert service._parts.pool.stats().pinned == len({row.digest for row in rows})
