@@ -2,11 +2,16 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cdvft.family import FAMILIES
 from cdvft_server.config import ServeConfig
+from cdvft_server.engine.engine import EngineStats
+from cdvft_server.engine.pool import AdapterPool
 from cdvft_server.errors import CODES
+from cdvft_server.service.gauges import read_gauges
+from cdvft_server.service.loads import LoadTimes
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -34,6 +39,15 @@ def test_every_setting_is_listed(field: str) -> None:
 def test_no_setting_is_listed_that_does_not_exist() -> None:
     listed = re.findall(r"^\| `--([a-z-]+)` \|", text("configuration.md"), re.M)
     assert sorted(listed) == sorted(field.replace("_", "-") for field in ServeConfig.model_fields)
+
+
+def test_every_metric_is_listed_and_no_other() -> None:
+    stats = EngineStats()
+    read = read_gauges(SimpleNamespace(stats=lambda: stats), AdapterPool("cpu", 1), 0, LoadTimes())  # type: ignore[arg-type]
+    names = [*read.gauges, *read.counters, *read.histograms, "http_responses", "http_seconds"]
+    rows = [line.split(" | ")[0] for line in text("api.md").splitlines() if line.startswith("| `cdvft_")]
+    listed = re.findall(r"`cdvft_([a-z_]+)`", "".join(rows))
+    assert sorted(listed) == sorted(names)
 
 
 def test_the_table_of_bases_is_the_families() -> None:

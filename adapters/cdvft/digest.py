@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
+from types import NoneType
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +16,7 @@ from cdvft.site import Site
 __all__ = ["adapter_digest", "tensor_hash"]
 
 FORMAT = 1
+PLAIN = (str, int, float, NoneType)  # what `asdict` would copy as it is
 
 
 def adapter_digest(
@@ -51,7 +53,8 @@ def _options(spec: AdapterSpec, site: Site) -> dict[str, Any]:
     options = spec.sites[site]
     if not is_dataclass(options) or isinstance(options, type):
         raise TypeError(f"a method's site spec must be a dataclass, not {type(options).__name__}")
-    return asdict(options)
+    values = {name: getattr(options, name) for name in options.__dataclass_fields__}
+    return values if all(isinstance(value, PLAIN) for value in values.values()) else asdict(options)
 
 
 def tensor_hash(tensor: Tensor) -> str:

@@ -14,6 +14,9 @@ __all__ = ["block_circulant", "circulant_spectrum"]
 
 def circulant_spectrum(c: Tensor) -> Tensor:
     """`rfft(c)` along the last axis, `[..., p] -> [..., p // 2 + 1]` complex; the gradient costs one irfft."""
+    if not (torch.is_grad_enabled() and c.requires_grad):
+        plain: Tensor = torch.fft.rfft(c)
+        return plain
     return _Spectrum.apply(c)  # type: ignore[no-any-return, no-untyped-call]
 
 

@@ -1,6 +1,7 @@
 """Which backbone linears a PEFT config targets: the rules of PEFT, without its regular expressions' running time."""
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from cdvft.baseinfo import BaseInfo
@@ -56,12 +57,14 @@ def _matches(target: str | frozenset[str], paths: list[str], key: str) -> bool:
         if key == "target_modules" and target.lower() == ALL_LINEAR:
             return True
         return bool(target) and full_match(target, paths, key)
-    return any(end in target for path in paths for end in _endings(path))
+    return bool(target) and not target.isdisjoint(_endings(*paths))
 
 
-def _endings(path: str) -> list[str]:
-    parts = path.split(".")
-    return [".".join(parts[i:]) for i in range(len(parts))]
+@lru_cache(maxsize=8192)
+def _endings(*paths: str) -> frozenset[str]:
+    """The whole paths, and what comes after each of their dots."""
+    parts = [path.split(".") for path in paths]
+    return frozenset(".".join(own[i:]) for own in parts for i in range(len(own)))
 
 
 def _names(config: Mapping[str, Any], key: str) -> str | frozenset[str]:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import safetensors
@@ -18,6 +19,7 @@ __all__ = ["MAX_HEADER_BYTES", "read_tensors", "tensor_names", "write_tensors"]
 
 MAX_HEADER_BYTES = 1 << 20
 MAX_NAME = 512  # characters
+COMMON_BYTES = 1 << 16
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4}
 
 
@@ -56,14 +58,20 @@ def _check_header(data: bytes, limit: int, file: str) -> None:
         raise TooLarge(f"{file}: the header says it is {length} bytes long, at most {limit} are accepted")
     if 8 + length > len(data):
         raise InvalidAdapter(f"{file} is truncated: a header of {length} bytes in a file of {len(data)}")
-    header = parse_object(data[8 : 8 + length], f"{file}: the header")
+    header = data[8 : 8 + length]
+    (_check_common_layout if length <= COMMON_BYTES else _check_layout)(header, len(data) - 8 - length, file)
+
+
+def _check_layout(data: bytes, available: int, file: str) -> None:
+    """A header's own contents, and that its tensors fill the `available` bytes behind it without overlap or gap."""
+    header = parse_object(data, f"{file}: the header")
     metadata = header.pop("__metadata__", None)
     if metadata is not None and not _is_text_map(metadata):
         raise InvalidAdapter(f"{file}: __metadata__ must map strings to strings")
     if not header:
         raise InvalidAdapter(f"{file} has no tensors")
     spans = sorted((*_span(name, entry, file), name) for name, entry in header.items())
-    position, available = 0, len(data) - 8 - length
+    position = 0
     for start, stop, name in spans:
         if stop > available:
             raise InvalidAdapter(f"{file}: {name} ends at byte {stop}, the file holds {available}: truncated?")
@@ -72,6 +80,9 @@ def _check_header(data: bytes, limit: int, file: str) -> None:
         position = stop
     if position != available:
         raise InvalidAdapter(f"{file} has {available - position} bytes that belong to no tensor")
+
+
+_check_common_layout = lru_cache(maxsize=64)(_check_layout)  # a fleet's headers are alike; what is refused is not kept
 
 
 def _span(name: str, entry: Any, file: str) -> tuple[int, int]:

@@ -156,6 +156,7 @@ class AdapterDetails(AdapterBody):
     residency: Literal["device", "host", "store"]
     hits: int
     last_used: int | None
+    pinned: bool
 
 
 class AdapterList(Answer):

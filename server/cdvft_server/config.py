@@ -9,7 +9,16 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ByteSize, Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    ByteSize,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from cdvft_server.exceptions import InvalidName
@@ -68,7 +77,14 @@ class ServeConfig(BaseSettings):
     adapters_update: bool = Field(False, description="Upload a new version where --adapters differs from the store")
     mode: Literal["fft", "auto"] = Field("auto", description="How adapters run where a request does not say")
     adapter_memory: Bytes | None = Field(
-        None, description="Device bytes for adapters, e.g. 2GiB; else a quarter of the memory"
+        None, description="Device bytes for adapters, e.g. 2GiB; else a quarter of what is free at start"
+    )
+    host_memory: Annotated[ByteSize, Field(ge=0)] | None = Field(
+        None,
+        description="Bytes for adapters that left the device; 0 keeps none; else an eighth of what is free at start",
+    )
+    preload: NonNegativeInt | Literal["all"] = Field(
+        0, description="Most recently used adapters to bring onto the device before it is ready: a number, or all"
     )
     allow_unauthenticated: bool = Field(False, description="Listen on another host than loopback without any key")
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -120,6 +136,13 @@ class ServeConfig(BaseSettings):
     @classmethod
     def _split_hosts(cls, value: Any) -> Any:
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+    @field_validator("preload", mode="before")
+    @classmethod
+    def _check_preload(cls, value: Any) -> Any:
+        if value != "all" and re.fullmatch(r"[0-9]{1,9}", str(value)) is None:
+            raise ValueError(f"{value!r} is neither a number of adapters nor all")
+        return value if value == "all" else int(value)
 
     @field_validator("device")
     @classmethod

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -49,6 +49,11 @@ class _Read(Collector):
             yield GaugeMetricFamily(f"cdvft_{name}", text, value)
         for name, (text, value) in read.counters.items():
             yield CounterMetricFamily(f"cdvft_{name}", text, value)
+        for name, (text, sources) in read.histograms.items():
+            family = HistogramMetricFamily(f"cdvft_{name}", text, labels=["source"])
+            for source, times in sources.items():
+                family.add_metric([source], times.buckets, times.seconds)
+            yield family
 
 
 class CountResponses:

@@ -15,13 +15,22 @@ from pydantic import (
     FailFast,
     Field,
     PlainValidator,
+    StrictBool,
     ValidationInfo,
     model_validator,
 )
 
 from cdvft_server.errors import ApiError, invalid
 
-__all__ = ["AliasBody", "ChatRequest", "ClassifyRequest", "CompletionRequest", "GenerationFields", "Message"]
+__all__ = [
+    "AdapterChange",
+    "AliasBody",
+    "ChatRequest",
+    "ClassifyRequest",
+    "CompletionRequest",
+    "GenerationFields",
+    "Message",
+]
 
 MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
 
@@ -279,6 +288,10 @@ class ClassifyRequest(Strict):
     def models(self) -> list[str]:
         """The model of each input."""
         return self.model if isinstance(self.model, list) else [self.model] * len(self.input)
+
+
+class AdapterChange(Strict):
+    pinned: StrictBool = Field(description="Whether what `latest` names is to stay on the device")
 
 
 class AliasBody(Strict):

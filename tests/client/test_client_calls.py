@@ -123,6 +123,7 @@ def test_model(connect: Connect) -> None:
 
 def test_adapter(connect: Connect) -> None:
     described = {**adapter_body(), "residency": "device", "hits": 7, "last_used": 1700000001.5, "description": "d"}
+    described["pinned"] = True
     script = ok(described)
     found = connect(transport=script.transport).adapter("reviews")
     assert line(script) == "GET /v1/adapters/reviews"
@@ -133,6 +134,7 @@ def test_adapter(connect: Connect) -> None:
         ("layers.0.self_attn.q_proj",),
     )
     assert (found.residency, found.hits, found.last_used, found.description) == ("device", 7, 1700000001.5, "d")
+    assert found.pinned
     assert (found.self_test_error, found.ignored_files, found.created) == (1e-6, ("README.md",), None)
     assert (found.aliases, found.request_id, found.raw) == ({"latest": 2, "prod": 1}, "req-1", described)
     assert hash(found) == hash(found)
@@ -145,6 +147,14 @@ def test_aliases(connect: Connect) -> None:
     script = ok(adapter_body())
     assert connect(transport=script.transport).delete_alias("reviews", "prod").name == "reviews"
     assert line(script) == "DELETE /v1/adapters/reviews/aliases/prod"
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_pins(connect: Connect, pinned: bool) -> None:
+    script = ok({**adapter_body(), "pinned": pinned})
+    client = connect(transport=script.transport)
+    assert (client.pin if pinned else client.unpin)("reviews").pinned is pinned
+    assert (line(script), script.sent) == ("PUT /v1/adapters/reviews", {"pinned": pinned})
 
 
 @pytest.mark.parametrize(("version", "query"), [(None, ""), (3, "?version=3")])

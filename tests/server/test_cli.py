@@ -81,8 +81,8 @@ def commands(group: click.Command = main, path: Names = ()) -> Iterator[tuple[tu
 
 def test_help_of_every_command_and_the_version() -> None:
     assert {" ".join(path) for path, _ in commands()} == {
-        "serve", "train classify", "train lm", "push", "adapters", "alias", "unalias", "download", "rm", "classify",
-        "complete", "inspect", "compare",
+        "serve", "train classify", "train lm", "push", "adapters", "alias", "unalias", "pin", "unpin", "download", "rm",
+        "classify", "complete", "inspect", "compare",
     }  # fmt: skip
     for path, command in commands():
         result = alone(*path, "--help")
@@ -138,6 +138,8 @@ def _name(option: click.Option) -> str:
         (["serve", "--host", "no.such.host.invalid"], 1, "cannot listen on no.such.host.invalid port 8000"),
         (["serve", "--base", "./nowhere", "--port", "0"], 1, "no config.json there"),
         (["serve", "--database", "mysql://x/y", "--port", "0"], 1, "mysql"),
+        (["serve", "--preload", "some"], 2, "--preload: 'some' is neither a number of adapters nor all"),
+        (["serve", "--preload", "-1"], 2, "--preload: '-1' is neither a number of adapters nor all"),
         (["serve", "--device", "gpu"], 2, "--device: 'gpu' is not known; use auto, cpu, cuda or cuda:N"),
         (["train", "classify"], 2, "Missing option '--data'"),
         (["train", "classify", "--data", "none.jsonl", "--out", "x"], 2, "'none.jsonl' does not exist"),
@@ -318,6 +320,14 @@ def test_push_list_and_remove(run: Run, folder: Path) -> None:
     assert run("rm", "mine@1").output.startswith("deleted version 1 of mine, ")
     assert run("rm", "mine").output.startswith("deleted mine, ")
     assert "404 model_not_found" in run("rm", "mine", code=1).output
+
+
+def test_pin_and_unpin(run: Run) -> None:
+    assert run("pin", "writer").output == "writer version 1 stays on the device\n"
+    assert run("unpin", "writer").output == "writer version 1 may leave the device\n"
+    assert json.loads(run("pin", "writer", "--json").output)["pinned"] is True
+    assert json.loads(run("unpin", "writer", "--json").output)["pinned"] is False
+    assert "there is no adapter 'nobody'" in run("pin", "nobody", code=1).output
 
 
 def test_aliases_and_downloads(run: Run, folder: Path, tmp_path: Path) -> None:

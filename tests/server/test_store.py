@@ -42,6 +42,7 @@ def test_a_row_tells_everything(store: Store) -> None:
         base_digest=BASE,
         public=True,
         description="writes",
+        pinned=False,
         created_at=row.created_at,
         bytes=6,
         summary=summary,
@@ -412,3 +413,49 @@ class TestSteps:
         put(store, "a", "a", step="demo")
         put(store, "a", "b", step="demo")
         assert store.step_done("demo")
+
+
+class TestPins:
+    def test_a_pin_is_of_the_name_and_goes_with_it(self, store: Store) -> None:
+        put(store, "poet", "one")
+        row = store.set_pinned(ME, "poet", True, BASE)
+        assert row.pinned
+        assert row.is_latest
+        assert store.get(ME, "poet", BASE) == row
+        second = put(store, "poet", "two")
+        assert second.pinned
+        assert [own.version for own in store.pinned(BASE)] == [2]
+        assert not store.get(ME, "poet", BASE, 1).is_latest
+        store.delete(ME, "poet", 2, BASE)
+        assert [own.version for own in store.pinned(BASE)] == [1]
+        store.delete(ME, "poet", None, BASE)
+        assert store.pinned(BASE) == []
+        assert not put(store, "poet", "one").pinned
+
+    def test_pins_are_of_one_base_and_kept_where_they_were_set(self, tmp_path: Path) -> None:
+        store = Store.open(url_of(tmp_path))
+        for name, base in (("poet", BASE), ("poet", OTHER_BASE), ("other", BASE)):
+            put(store, name, f"{name} {base}", base=base)
+        store.set_pinned(ME, "poet", True, BASE)
+        store.set_pinned(ME, "other", True, BASE)
+        store.set_pinned(ME, "other", False, BASE)
+        store.close()
+        store = Store.open(url_of(tmp_path))
+        assert [(row.name, row.base_digest) for row in store.pinned(BASE)] == [("poet", BASE)]
+        assert store.pinned(OTHER_BASE) == []
+        with pytest.raises(NotFound):
+            store.set_pinned(ME, "nobody", True, BASE)
+        store.close()
+
+    def test_recent_is_by_use_then_by_age(self, store: Store) -> None:
+        rows = {text: put(store, name, text) for name, text in (("a", "a1"), ("b", "b1"), ("a", "a2"), ("c", "c1"))}
+        put(store, "d", "d1", base=OTHER_BASE)
+        put(store, "e", "e1", tenant="other")
+        store.count_hits({rows["b1"].id: 1}, 100)
+        store.count_hits({rows["a1"].id: 1}, 200)
+        found = [(row.name, row.version) for row in store.recent(BASE)]
+        assert found == [("a", 1), ("b", 1), ("e", 1), ("c", 1), ("a", 2)]
+        assert [(row.name, row.version) for row in store.recent(BASE, 2)] == found[:2]
+        store.set_pinned(ME, "a", True, BASE)
+        store.set_pinned(ME, "b", True, BASE)
+        assert [(row.name, row.version) for row in store.pinned(BASE)] == [("b", 1), ("a", 2)]

@@ -79,7 +79,7 @@ def add_migration(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> N
     """From here on, a copy of the migrations with one more is in use."""
     shutil.copytree(MIGRATIONS, folder)
     (folder / "versions/0099_more.py").write_text(
-        "import sqlalchemy as sa\nfrom alembic import op\n\nrevision = '0099'\ndown_revision = '0002'\n\n\n"
+        "import sqlalchemy as sa\nfrom alembic import op\n\nrevision = '0099'\ndown_revision = '0003'\n\n\n"
         f"def upgrade() -> None:\n    op.add_column('steps', sa.Column('more', sa.Integer))\n    {body}\n"
     )
     monkeypatch.setattr("cdvft_server.store.database.MIGRATIONS", folder)
@@ -98,25 +98,44 @@ def test_an_older_schema_is_upgraded(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert execute(tmp_path / "store.db", "SELECT more FROM steps") == [(2,)]
 
 
-def test_a_database_of_the_first_schema_keeps_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = tmp_path / "first"
-    shutil.copytree(MIGRATIONS, first)
-    (first / "versions/0002_frozen.py").unlink()
+@pytest.mark.parametrize("version", ["0001", "0002"])
+def test_a_database_of_an_older_schema_keeps_its_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    older = tmp_path / "older"
+    shutil.copytree(MIGRATIONS, older)
+    for path in (older / "versions").glob("*.py"):
+        if path.name[:4] > version:
+            path.unlink()
     with monkeypatch.context() as patch:
-        patch.setattr("cdvft_server.store.database.MIGRATIONS", first)
-        store = Store.open(url_of(tmp_path))
-        row = put(store, "poet", "one")
-        files = store.files(row.id)
-        store.close()
-    assert execute(tmp_path / "store.db", "SELECT version_num FROM alembic_version") == [("0001",)]
+        patch.setattr("cdvft_server.store.database.MIGRATIONS", older)
+        Store.open(url_of(tmp_path)).close()
+    made = Store.open(url_of(tmp_path / "new"))
+    row = put(made, "poet", "one")
+    files = made.files(row.id)
+    made.close()
+    _copy(tmp_path / "new/store.db", tmp_path / "store.db")
+    assert execute(tmp_path / "store.db", "SELECT version_num FROM alembic_version") == [(version,)]
     store = Store.open(url_of(tmp_path))
     assert (store.get(ME, "poet", BASE), store.files(row.id)) == (row, files)
     with_indices = replace(new("two"), files=replace(new("two").files, frozen=b"indices"))
     frozen, _ = store.put_version(ME, "drawn", with_indices)
     assert store.files(frozen.id).frozen == b"indices"
+    assert not store.get(ME, "drawn", BASE).pinned
+    assert store.set_pinned(ME, "poet", True, BASE) == store.get(ME, "poet", BASE)
     store.delete(ME, "drawn", None, BASE)
     store.close()
     assert execute(tmp_path / "store.db", "SELECT count(*) FROM version_files") == [(2,)]
+
+
+def _copy(source: Path, target: Path) -> None:
+    """All rows, without the columns that the target does not have."""
+    with sqlite3.connect(target) as database:
+        database.execute("ATTACH ? AS source", [str(source)])
+        for table in ("names", "adapters", "versions", "aliases", "blobs", "version_files", "steps"):
+            columns = ", ".join(row[1] for row in database.execute(f"PRAGMA main.table_info({table})"))
+            database.execute(f"INSERT INTO main.{table} ({columns}) SELECT {columns} FROM source.{table}")
+    database.close()
 
 
 def test_an_upgrade_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,13 +156,13 @@ def test_an_empty_version_table_is_the_oldest_schema(tmp_path: Path) -> None:
     store = Store.open(url_of(tmp_path))
     assert put(store, "poet", "one").version == 1
     store.close()
-    assert execute(tmp_path / "store.db", "SELECT version_num FROM alembic_version") == [("0002",)]
+    assert execute(tmp_path / "store.db", "SELECT version_num FROM alembic_version") == [("0003",)]
 
 
 def test_a_newer_schema_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     Store.open(url_of(tmp_path)).close()
     execute(tmp_path / "store.db", "UPDATE alembic_version SET version_num = '0100'")
-    with pytest.raises(UnsupportedDatabase, match=r"has schema 0100, this version of cdvft knows it up to 0002"):
+    with pytest.raises(UnsupportedDatabase, match=r"has schema 0100, this version of cdvft knows it up to 0003"):
         Store.open(url_of(tmp_path))
     assert execute(tmp_path / "store.db", "SELECT version_num FROM alembic_version") == [("0100",)]
 

@@ -148,12 +148,15 @@ class Cdvft(Method[CdvftSpec]):
         square = tensors.get("cdvft_circ_sq")
         if spec.circulant_convention == "first_row":
             circulant, square = transposed(circulant), None if square is None else transposed(square)
-        scale = torch.ones(spec.num_factors - 1, 1, dtype=circulant.dtype, device=circulant.device)
-        scale[-1] = spec.alpha
+        diag_out = tensors["cdvft_diag_out"]
+        if spec.alpha != 1.0:
+            scale = torch.ones(spec.num_factors - 1, 1, dtype=circulant.dtype, device=circulant.device)
+            scale[-1] = spec.alpha
+            diag_out = diag_out * scale
         tables = {
             "diag_in": tensors["cdvft_diag_in"],
             "spectrum": circulant_spectrum(circulant),
-            "diag_out": tensors["cdvft_diag_out"] * scale,
+            "diag_out": diag_out,
         }
         if square is not None:
             tables["spectrum_sq"] = circulant_spectrum(square)
@@ -245,6 +248,9 @@ def _block_matrix(grid: Tensor, site: Site, spec: CdvftSpec) -> Tensor:
     grid = grid[: -(-site.d_out // spec.partition_size)]
     q_out, q_in, p = grid.shape
     rows = min(p, site.d_out)
+    if q_in * p == site.d_in:  # nothing is padded: all columns at once, each where it belongs
+        blocks = circulant_rows(grid, spec.circulant_convention, rows)
+        return blocks.transpose(1, 2).reshape(q_out * rows, -1)[: site.d_out]
     weight = grid.new_zeros(site.d_out, site.d_in)
     together, step = max(1, site.d_in // p), min(p, site.d_in)  # block columns at once; columns of a block at once
     for j in range(0, q_in, together):
@@ -271,12 +277,12 @@ def _check_site_shape(shapes: object, site: Site) -> None:
             f"adapter_config.json: site_shapes must map module names to [d_out, d_in], at most {MAX_SITES} of them"
         )
     for name, shape in shapes.items():
-        if _names_site(name, site.name) and shape != [site.d_out, site.d_in]:
+        if name.endswith(site.name) and _names_site(name, site.name) and shape != [site.d_out, site.d_in]:
             raise InvalidAdapter(
                 f"adapter_config.json: site_shapes of {short(name)} is {short(shape)}, "
                 f"the base has [{site.d_out}, {site.d_in}]"
             )
 
 
-def _names_site(full: object, name: str) -> bool:
-    return isinstance(full, str) and (full == name or full.endswith("." + name))
+def _names_site(full: str, name: str) -> bool:
+    return full == name or full.endswith("." + name)

@@ -182,6 +182,14 @@ class AsyncClient:
         """Removes the pointer `NAME@ALIAS`, not the version."""
         return await self._run(calls.delete_alias(name, alias))
 
+    async def pin(self, name: str) -> Adapter:
+        """Keeps what the adapter's `latest` names on the device, now and after a restart. ConflictError: no room."""
+        return await self._run(calls.set_pinned(name, True))
+
+    async def unpin(self, name: str) -> Adapter:
+        """Lets the adapter leave the device when others need the room."""
+        return await self._run(calls.set_pinned(name, False))
+
     async def delete(self, name: str, version: int | None = None) -> Deleted:
         """Deletes one version, or the whole name with its aliases. Waits for requests in flight (30 s at most)."""
         return await self._run(calls.delete(name, version))

@@ -173,6 +173,10 @@ def delete_alias(name: str, alias: str) -> Call[Adapter]:
     return Call("DELETE", _alias_path(name, alias), parse.adapter, repeatable=False)
 
 
+def set_pinned(name: str, pinned: bool) -> Call[Adapter]:
+    return Call("PUT", _adapter_path(name), parse.adapter, json={"pinned": pinned})
+
+
 def delete(name: str, version: int | None) -> Call[Deleted]:
     return Call("DELETE", _adapter_path(name), parse.deleted, params=_version(version), repeatable=False)
 

@@ -182,6 +182,14 @@ class Client:
         """Removes the pointer `NAME@ALIAS`, not the version."""
         return self._run(calls.delete_alias(name, alias))
 
+    def pin(self, name: str) -> Adapter:
+        """Keeps what the adapter's `latest` names on the device, now and after a restart. ConflictError: no room."""
+        return self._run(calls.set_pinned(name, True))
+
+    def unpin(self, name: str) -> Adapter:
+        """Lets the adapter leave the device when others need the room."""
+        return self._run(calls.set_pinned(name, False))
+
     def delete(self, name: str, version: int | None = None) -> Deleted:
         """Deletes one version, or the whole name with its aliases. Waits for requests in flight (30 s at most)."""
         return self._run(calls.delete(name, version))

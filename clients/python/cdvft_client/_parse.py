@@ -142,6 +142,7 @@ def _adapter(raw: Raw, request_id: str | None, created: bool | None = None) -> A
         residency=raw.get("residency"),
         hits=raw.get("hits"),
         last_used=raw.get("last_used"),
+        pinned=raw.get("pinned"),
         created=created,
         request_id=request_id,
         raw=raw,

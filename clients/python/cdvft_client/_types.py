@@ -152,6 +152,7 @@ class Adapter:
     residency: str | None
     hits: int | None
     last_used: float | None
+    pinned: bool | None
     created: bool | None
     request_id: str | None
     raw: dict[str, Any] = field(repr=False, compare=False)

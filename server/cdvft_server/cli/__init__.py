@@ -15,6 +15,8 @@ COMMANDS = {
     "adapters": ("client", "List a server's adapters."),
     "alias": ("versions", "Point NAME@ALIAS at a version: promote, or roll back."),
     "unalias": ("versions", "Remove NAME@ALIAS, not the version."),
+    "pin": ("versions", "Keep an adapter on the device."),
+    "unpin": ("versions", "Let an adapter leave the device again."),
     "download": ("versions", "Fetch an adapter's files."),
     "rm": ("client", "Delete an adapter, or one version of it."),
     "classify": ("client", "Label or score texts."),

@@ -1,4 +1,4 @@
-"""`cdvft alias`, `cdvft unalias` and `cdvft download`: which version a name means, and its files."""
+"""`cdvft alias`, `unalias`, `pin`, `unpin`, `download`: which version a name means, where it stays, and its files."""
 
 import io
 import zipfile
@@ -10,7 +10,7 @@ from cdvft_client import Adapter, Client
 
 from cdvft_server.cli.asking import AS_JSON, asks, print_json
 
-__all__ = ["alias", "download", "unalias"]
+__all__ = ["alias", "download", "pin", "unalias", "unpin"]
 
 
 @asks
@@ -30,6 +30,22 @@ def alias(client: Client, *, name: str, pointer: str, version: int, as_json: boo
 def unalias(client: Client, *, name: str, pointer: str, as_json: bool) -> None:
     """Remove the pointer NAME@ALIAS, not the version."""
     _tell(client.delete_alias(name, pointer), as_json)
+
+
+@asks
+@click.argument("name")
+@AS_JSON
+def pin(client: Client, *, name: str, as_json: bool) -> None:
+    """Keep what NAME's latest is on the device, now and after a restart; later versions take its place."""
+    _tell_pinned(client.pin(name), as_json)
+
+
+@asks
+@click.argument("name")
+@AS_JSON
+def unpin(client: Client, *, name: str, as_json: bool) -> None:
+    """Let NAME leave the device when others need the room."""
+    _tell_pinned(client.unpin(name), as_json)
 
 
 @asks
@@ -68,6 +84,14 @@ def _version(client: Client, name: str, selector: str) -> int:
     if selector not in aliases:
         raise click.UsageError(f"{name} has no alias {selector!r}; there are {', '.join(sorted(aliases))}")
     return aliases[selector]
+
+
+def _tell_pinned(adapter: Adapter, as_json: bool) -> None:
+    if as_json:
+        print_json(adapter.raw)
+        return
+    stays = "stays on the device" if adapter.pinned else "may leave the device"
+    click.echo(f"{adapter.name} version {adapter.version} {stays}")
 
 
 def _tell(adapter: Adapter, as_json: bool) -> None:

@@ -1,7 +1,7 @@
 """Device tables `[rows, ...]` for all resident adapters of one method and shape; row 0 is zeros, the base."""
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,6 +40,7 @@ class Bank:
 
     def __init__(self, number: int, like: PreparedAdapter, device: torch.device) -> None:
         self.device = device
+        self.signature = like.signature
         self.row_bytes = like.nbytes
         self.shared_bytes = like.shared_nbytes
         self.capacity = 0
@@ -99,6 +100,19 @@ class Bank:
             for table in own.values():
                 table[target].copy_(table[source])
 
+    def read_rows(self, rows: Sequence[int]) -> list[dict[str, dict[str, Tensor]]]:
+        """Of each row copies on the CPU, `[site][name]` without the row axis; each table crosses once for all rows."""
+        taken: list[dict[str, dict[str, Tensor]]] = [{site: {} for site in self.view.tables} for _ in rows]
+        for site, own in self.view.tables.items():
+            for name, table in own.items():
+                for tables, copy in zip(taken, _rows_on_cpu(table, rows), strict=True):
+                    tables[site][name] = copy
+        return taken
+
+    def read_shared(self) -> dict[str, dict[str, Tensor]]:
+        """Copies on the CPU."""
+        return _moved_once(self.view.shared, torch.device("cpu"))
+
     def write_row(self, row: int, tables: Mapping[str, Tensors]) -> None:
         for site, own in self.view.tables.items():
             for name, table in own.items():
@@ -117,6 +131,12 @@ def _moved_once(shared: Mapping[str, Tensors], device: torch.device) -> dict[str
         return storages[storage.data_ptr()].as_strided(table.shape, table.stride(), table.storage_offset())
 
     return {site: {name: moved(table) for name, table in own.items()} for site, own in shared.items()}
+
+
+def _rows_on_cpu(table: Tensor, rows: Sequence[int]) -> list[Tensor]:
+    if table.device.type == "cpu":
+        return [table[row].clone() for row in rows]
+    return [row.clone() for row in table[list(rows)].to("cpu")]
 
 
 def _resized(table: Tensor, capacity: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""`/v1/adapters`: upload, list, describe, download, aliases, delete. The caller's own names only."""
+"""`/v1/adapters`: upload, list, describe, pin, download, aliases, delete. The caller's own names only."""
 
 from typing import Annotated, Any
 
@@ -10,7 +10,7 @@ from cdvft_server.answers import AdapterBody, AdapterDetails, AdapterList, Delet
 from cdvft_server.bodies import JsonRoute
 from cdvft_server.forms import UPLOAD_SCHEMA, upload_form
 from cdvft_server.routes.common import CallerTenant, ServiceOf, errors
-from cdvft_server.schemas import AliasBody
+from cdvft_server.schemas import AdapterChange, AliasBody
 from cdvft_server.service import Page
 
 __all__ = ["router"]
@@ -62,6 +62,12 @@ async def list_adapters(query: Annotated[_ListQuery, Query()], service: ServiceO
 async def describe(name: str, service: ServiceOf, tenant: CallerTenant) -> AdapterDetails:
     """The version that `latest` names."""
     return await service.catalog.describe(tenant, name)
+
+
+@router.put("/{name}", responses=errors(400, 404, 408, 409, 413, 415, 503))
+async def change(name: str, body: AdapterChange, service: ServiceOf, tenant: CallerTenant) -> AdapterDetails:
+    """Pin what `latest` names to the device, now and after a restart, or unpin it."""
+    return await service.catalog.set_pinned(tenant, name, body.pinned)
 
 
 @router.get("/{name}/versions", responses=errors(400, 404, 503))

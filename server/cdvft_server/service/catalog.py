@@ -10,6 +10,7 @@ from cdvft_server.answers import AdapterBody, AdapterDetails, ModelBody, SelfTes
 from cdvft_server.errors import ApiError
 from cdvft_server.naming import MAX_VERSION, check_name, parse_version
 from cdvft_server.service.parts import Parts
+from cdvft_server.service.pins import Pins
 from cdvft_server.service.residency import Residency
 from cdvft_server.service.stored import check_whole, is_whole
 from cdvft_server.service.targets import Target
@@ -29,9 +30,10 @@ class Page:
 class Catalog:
     """The adapters of one base. Methods raise what `faults.translate` knows."""
 
-    def __init__(self, parts: Parts, residency: Residency) -> None:
+    def __init__(self, parts: Parts, residency: Residency, pins: Pins) -> None:
         self._base, self._store, self._workers = parts.base, parts.store, parts.workers
         self._flights, self._hits, self._residency = parts.flights, parts.hits, residency
+        self._pins = pins
         self._delete_wait_seconds = parts.config.delete_wait_seconds
         self._started = int(time.time())
 
@@ -70,6 +72,7 @@ class Catalog:
             residency=self._residency.of(row.digest),
             hits=row.hits + hits,
             last_used=None if last is None else int(last),
+            pinned=row.pinned and row.is_latest,
         )
 
     async def list_adapters(self, tenant: str, limit: int, after: str | None) -> Page:
@@ -100,7 +103,13 @@ class Catalog:
         if version > MAX_VERSION:
             raise ApiError("model_not_found", f"{name!r} has no such version", "version")
         row = await self._workers.run(self._store.set_alias, tenant, name, alias, version, self._base.digest)
+        if row.pinned:
+            await self._pins.follow(tenant, name)
         return self.details(row)
+
+    async def set_pinned(self, tenant: str, name: str, pinned: bool) -> AdapterDetails:
+        """Keep what `latest` names on the device, or no longer. Raises ApiError conflict where it does not fit."""
+        return self.details(await self._pins.set(tenant, name, pinned))
 
     async def delete_alias(self, tenant: str, name: str, alias: str) -> AdapterDetails:
         return self.details(await self._workers.run(self._store.delete_alias, tenant, name, alias, self._base.digest))
@@ -110,8 +119,12 @@ class Catalog:
         number = None if version is None else _version(name, version)
         deleted = await self._workers.run(self._store.delete, tenant, name, number, self._base.digest)
         await self._flights.landed(tenant, name, {row.id for row in deleted.rows}, self._delete_wait_seconds)
+        self._pins.forget(deleted.rows)
         for digest in {row.digest for row in deleted.rows}:
-            self._residency.discard(digest)  # where another name has the same content, it is loaded again
+            if not self._pins.holds(digest):  # of another name
+                self._residency.discard(digest)  # where another name has the same content, it is loaded again
+        if any(row.pinned for row in deleted.rows):
+            await self._pins.follow(tenant, name)
         return deleted.bytes_freed
 
     async def models(self, tenant: str) -> list[ModelBody]:

@@ -1,23 +1,27 @@
 """The numbers of a running server, for `/metrics`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cdvft_server.engine.engine import Engine
 from cdvft_server.engine.pool import AdapterPool
+from cdvft_server.service.loads import LoadTimes, Times
 
 __all__ = ["Gauges", "read_gauges"]
 
 
 @dataclass(frozen=True)
 class Gauges:
-    """Name -> (what it is, value). Gauges go up and down, counters only up."""
+    """Name -> (what it is, value). Gauges go up and down, counters only up. A histogram's value has one for each
+    `source`."""
 
     gauges: dict[str, tuple[str, float]]
     counters: dict[str, tuple[str, float]]
+    histograms: dict[str, tuple[str, Mapping[str, Times]]]
 
 
-def read_gauges(engine: Engine, adapters: AdapterPool, calls: int) -> Gauges:
-    stats, pool = engine.stats(), adapters.stats()
+def read_gauges(engine: Engine, adapters: AdapterPool, calls: int, times: LoadTimes) -> Gauges:
+    stats, pool, host = engine.stats(), adapters.stats(), adapters.host.stats()
     return Gauges(
         gauges={
             "calls_in_flight": ("Uses of adapters that have not ended", calls),
@@ -26,10 +30,14 @@ def read_gauges(engine: Engine, adapters: AdapterPool, calls: int) -> Gauges:
             "kv_tokens_used": ("KV tokens reserved", stats.kv_tokens_used),
             "kv_tokens": ("KV tokens there are", stats.kv_tokens_total),
             "adapters_resident": ("Adapters on the device", pool.adapters),
+            "adapters_pinned": ("Adapters that never leave the device", pool.pinned),
+            "adapters_on_host": ("Adapters in the host's memory, behind the device", host.adapters),
             "adapter_leases": ("Adapters on the device that requests use", pool.leased),
             "adapter_rows": ("Bank rows, free ones too", pool.rows),
             "adapter_bytes_used": ("Bytes of banks and heads", pool.bytes_used),
             "adapter_bytes": ("Bytes that adapters may have", pool.budget_bytes),
+            "host_bytes_used": ("Bytes of adapters on the host", host.bytes_used),
+            "host_bytes": ("Bytes that adapters may have on the host", host.budget_bytes),
         },
         counters={
             "batches": ("Forward passes", stats.batches),
@@ -40,5 +48,9 @@ def read_gauges(engine: Engine, adapters: AdapterPool, calls: int) -> Gauges:
             "batches_retried": ("Batches that failed as a whole", stats.retried),
             "adapters_placed": ("Adapters copied to the device", pool.placed),
             "adapters_evicted": ("Adapters evicted from the device", pool.evicted),
+            "adapters_evicted_from_host": ("Adapters evicted from the host", host.evicted),
+        },
+        histograms={
+            "adapter_load_seconds": ("Time until an adapter that is wanted is on the device, by source", times.read())
         },
     )

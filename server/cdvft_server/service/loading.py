@@ -1,7 +1,5 @@
 """The base and its engine, as a configuration asks for them."""
 
-import os
-
 import torch
 from cdvft.backbone import Backbone, load_backbone
 from cdvft.errors import UnsupportedBase
@@ -9,13 +7,16 @@ from cdvft.errors import UnsupportedBase
 from cdvft_server import demo
 from cdvft_server.config import ServeConfig
 from cdvft_server.engine.engine import Engine, EngineConfig
+from cdvft_server.engine.hostcache import HostCache
 from cdvft_server.engine.pool import AdapterPool
 from cdvft_server.errors import StartRefused
 from cdvft_server.exceptions import InvalidName
 from cdvft_server.naming import check_name
+from cdvft_server.service.memory import free_on_device, free_on_host
 
 __all__ = ["load_base", "make_engine", "make_pool"]
 
+DEVICE_SHARE, HOST_SHARE = 4, 8  # a quarter and an eighth of what is free
 LEAST_MEMORY = 64 << 20
 
 
@@ -33,7 +34,10 @@ def load_base(config: ServeConfig) -> Backbone:
 
 
 def make_pool(config: ServeConfig, backbone: Backbone) -> AdapterPool:
-    return AdapterPool(backbone.device, config.adapter_memory or _default_memory(backbone.device))
+    """With its host cache. Call it when the base is in memory: defaults are shares of what is free then."""
+    memory = config.adapter_memory or max(free_on_device(backbone.device) // DEVICE_SHARE, LEAST_MEMORY)
+    behind = free_on_host() // HOST_SHARE if config.host_memory is None else config.host_memory
+    return AdapterPool(backbone.device, memory, HostCache(behind))
 
 
 def make_engine(config: ServeConfig, backbone: Backbone, pool: AdapterPool, threads: int) -> Engine:
@@ -51,10 +55,3 @@ def make_engine(config: ServeConfig, backbone: Backbone, pool: AdapterPool, thre
         raise
     except ValueError as error:
         raise StartRefused(str(error)) from None
-
-
-def _default_memory(device: torch.device) -> int:
-    """A quarter of the device's memory, in bytes."""
-    if device.type == "cuda":
-        return max(torch.cuda.mem_get_info(device)[1] // 4, LEAST_MEMORY)
-    return max(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4, LEAST_MEMORY)

@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Hashable, Iterable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Literal
 
 from cdvft.adapter import Adapter
@@ -15,6 +16,7 @@ from cdvft.prepared import PreparedAdapter, prepare_adapter
 from cdvft_server.engine.pool import Lease, PoolFull
 from cdvft_server.errors import invalid, unavailable
 from cdvft_server.exceptions import CorruptBlob
+from cdvft_server.service.loads import LoadTimes, Source
 from cdvft_server.service.parts import Parts
 from cdvft_server.store import VersionRow
 
@@ -52,6 +54,11 @@ class _Size:
     row: int
     head: int
 
+    @property
+    def alone(self) -> int:
+        """With nothing else in memory."""
+        return self.opening + self.row + self.head
+
 
 class Residency:
     """For the loop's thread only."""
@@ -63,6 +70,7 @@ class Residency:
         self._sizes: dict[str, _Size] = {}
         self._banks: dict[Hashable, int] = {}
         self._turn = asyncio.Lock()
+        self.times = LoadTimes()
 
     async def lease(self, row: VersionRow, *, wait: bool = True) -> Lease:
         """Raises ApiError adapter_unavailable where the stored adapter cannot be read, PoolFull after the wait for
@@ -102,9 +110,24 @@ class Residency:
             raise unavailable("adapter_unavailable", "the adapter was deleted while the request began")
         return shares
 
-    def of(self, digest: str) -> Literal["device", "store"]:
+    def of(self, digest: str) -> Literal["device", "host", "store"]:
         """Where it is now."""
-        return "device" if self._pool.is_resident(digest) else "store"
+        if self._pool.is_resident(digest):
+            return "device"
+        return "host" if digest in self._pool.host else "store"
+
+    async def warm(self, row: VersionRow) -> None:
+        """Onto the device if there is room without evicting another; raises PoolFull otherwise, ApiError as `lease`."""
+        if not self._pool.is_resident(row.digest):
+            _, prepared = await self._workers.run(self._find, row)
+            (await self._workers.run(self._pool.place, prepared, evict=False)).release()
+
+    async def bytes_of(self, rows: Iterable[VersionRow]) -> tuple[int, int]:
+        """What these take together with nothing else in memory, and the largest of them alone. Raises ApiError."""
+        sizes = {row.digest: await self._size(row) for row in rows}
+        banks = {size.bank: size.opening for size in sizes.values()}
+        together = sum(banks.values()) + sum(size.row + size.head for size in sizes.values())
+        return together, max((size.alone for size in sizes.values()), default=0)
 
     def discard(self, digest: str) -> None:
         self._pool.discard(digest)
@@ -142,10 +165,8 @@ class Residency:
         """Raises ApiError where memory without anything else in it would hold fewer."""
         budget, total = self._pool.stats().budget_bytes, 0
         banks: set[int] = set()
-        for digest, row in rows.items():
-            if digest not in self._sizes:
-                self._measure(await self._workers.run(self._read, row))
-            size = self._sizes[digest]
+        for row in rows.values():  # it may be over before all have been read
+            size = await self._size(row)
             total += size.row + size.head + (0 if size.bank in banks else size.opening)
             banks.add(size.bank)
             if total > budget:
@@ -164,6 +185,11 @@ class Residency:
                 f"has {budget} (--adapter-memory)"
             )
             raise unavailable("adapter_unavailable", message, retry_after=60)
+
+    async def _size(self, row: VersionRow) -> _Size:
+        if row.digest not in self._sizes:
+            self._measure((await self._workers.run(self._find, row))[1])
+        return self._sizes[row.digest]
 
     def _measure(self, prepared: PreparedAdapter) -> None:
         bank = self._banks.setdefault(prepared.signature, len(self._banks))
@@ -187,13 +213,21 @@ class Residency:
             load.release_if_unused()
 
     async def _load(self, row: VersionRow) -> Lease:
+        started = perf_counter()
         try:
-            prepared = await self._workers.run(self._read, row)
+            source, prepared = await self._workers.run(self._find, row)
             self._measure(prepared)
             self._check_size(row, prepared)
-            return await self._place(prepared, self._loads[row.digest])
+            lease = await self._place(prepared, self._loads[row.digest])
         finally:
             del self._loads[row.digest]
+        self.times.observe(source, perf_counter() - started)
+        return lease
+
+    def _find(self, row: VersionRow) -> tuple[Source, PreparedAdapter]:
+        """On the host, else in the store. Raises ApiError."""
+        prepared = self._pool.host.get(row.digest)
+        return ("store", self._read(row)) if prepared is None else ("host", prepared)
 
     def _read(self, row: VersionRow) -> PreparedAdapter:
         try:
@@ -223,5 +257,6 @@ class Residency:
                 if not load.full.done():
                     load.full.set_result(None)
                 if loop.time() >= deadline or not load.waiting:
+                    self._pool.host.put(prepared)  # for who asks again
                     raise
             await self._released.wait(min(RETRY_SECONDS, deadline - loop.time()))

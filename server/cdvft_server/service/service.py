@@ -22,6 +22,8 @@ from cdvft_server.service.generation import Generator
 from cdvft_server.service.hits import Hits
 from cdvft_server.service.loading import load_base, make_engine, make_pool
 from cdvft_server.service.parts import RENDERERS, Parts
+from cdvft_server.service.pins import Pins
+from cdvft_server.service.preloading import preload
 from cdvft_server.service.residency import Residency
 from cdvft_server.service.seeding import seed_demo, seed_folders
 from cdvft_server.service.targets import Targets
@@ -62,13 +64,15 @@ class Service:
         self.targets = Targets(parts)
         self.generator = Generator(parts, self.targets, encoding, self._residency)
         self.classifier = Classifier(parts, self.targets, encoding, self._residency)
-        self.uploads = Uploads(parts)
+        self._pins = Pins(parts, self._residency)
+        self.uploads = Uploads(parts, self._pins)
         self.bodies = workers.bodies
-        self.catalog = Catalog(parts, self._residency)
+        self.catalog = Catalog(parts, self._residency, self._pins)
 
     @classmethod
     async def start(cls, config: ServeConfig) -> Self:
-        """Load, prove, start, seed. Raises StartRefused, UnsupportedBase, the store's errors; nothing stays behind."""
+        """Load, prove, start, seed, pin, preload. Raises StartRefused, UnsupportedBase, the store's errors; nothing is
+        left behind then."""
         async with AsyncExitStack() as undo:
             before = torch.get_num_threads()
             undo.callback(torch.set_num_threads, before)
@@ -85,6 +89,8 @@ class Service:
             await asyncio.to_thread(engine.start)
             service._parts.hits.start()
             await service._parts.workers.run(service._seed)
+            await service._pins.load()
+            await preload(service._parts, service._residency, None if config.preload == "all" else config.preload)
             undo.pop_all()
         return service
 
@@ -104,7 +110,7 @@ class Service:
 
     def gauges(self) -> Gauges:
         """The engine's and the pool's numbers now."""
-        return read_gauges(self._parts.engine, self._parts.pool, self._parts.flights.count)
+        return read_gauges(self._parts.engine, self._parts.pool, self._parts.flights.count, self._residency.times)
 
     async def check_ready(self) -> None:
         """Raises ApiError unless the engine takes requests and the store answers."""

@@ -16,6 +16,7 @@ from cdvft_server.config import ServeConfig
 from cdvft_server.errors import ApiError
 from cdvft_server.naming import check_name
 from cdvft_server.service.parts import Parts
+from cdvft_server.service.pins import Pins
 from cdvft_server.service.stored import Summary, is_whole
 from cdvft_server.store import NewVersion, VersionRow
 
@@ -49,13 +50,17 @@ class Stored:
 
 
 class Uploads:
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, pins: Pins) -> None:
         self._config, self._base, self._engine, self._pool = parts.config, parts.base, parts.engine, parts.pool
         self._store, self._templates, self._workers = parts.store, parts.templates, parts.workers
+        self._pins = pins
 
     async def put(self, tenant: str, form: UploadForm) -> Stored:
         """Raises ApiError and whatever `faults.translate` knows; then nothing was stored."""
-        return await self._workers.run_long(self.put_now, tenant, form)
+        stored = await self._workers.run_long(self.put_now, tenant, form)
+        if stored.row.pinned:
+            await self._pins.follow(tenant, form.name)
+        return stored
 
     def put_now(self, tenant: str, form: UploadForm) -> Stored:
         """The same in this thread."""

@@ -3,7 +3,7 @@
 import hashlib
 
 from cdvft.files import AdapterFiles
-from sqlalchemy import Connection, LargeBinary, Select, cast, delete, exists, insert, select, update
+from sqlalchemy import Connection, LargeBinary, Select, bindparam, cast, delete, exists, insert, select, update
 
 from cdvft_server.exceptions import CorruptBlob, NotFound
 from cdvft_server.store.tables import blobs, version_files, versions
@@ -11,6 +11,13 @@ from cdvft_server.store.tables import blobs, version_files, versions
 __all__ = ["read_files", "release_files", "repair_files", "store_files"]
 
 DATA = cast(blobs.c.data, LargeBinary)  # bytes, whatever a damaged row holds: SQLite's columns take any type
+SAME = (blobs.c.tenant == version_files.c.tenant) & (blobs.c.sha256 == version_files.c.sha256)
+FILES = (
+    select(version_files.c.file, version_files.c.sha256, DATA)
+    .select_from(version_files.join(blobs, SAME, isouter=True))
+    .where(version_files.c.version_id == bindparam("key"))
+)
+"""Once: a statement costs half a millisecond to put together."""
 
 
 def store_files(connection: Connection, tenant: str, version_id: int, files: AdapterFiles) -> None:
@@ -40,14 +47,8 @@ def repair_files(connection: Connection, tenant: str, version_id: int, files: Ad
 
 def read_files(connection: Connection, version_id: int) -> AdapterFiles:
     """Raises NotFound for a deleted version, CorruptBlob where the bytes are not those that were stored."""
-    same = (blobs.c.tenant == version_files.c.tenant) & (blobs.c.sha256 == version_files.c.sha256)
-    statement = (
-        select(version_files.c.file, version_files.c.sha256, DATA)
-        .select_from(version_files.join(blobs, same, isouter=True))
-        .where(version_files.c.version_id == version_id)
-    )
     contents: dict[str, bytes] = {}
-    for file, key, data in connection.execute(statement):
+    for file, key, data in connection.execute(FILES, {"key": version_id}):
         if data is None or hashlib.sha256(data).hexdigest() != key:
             raise CorruptBlob(f"the stored {file} of version id {version_id} no longer has the hash sha256:{key}")
         contents[file] = data

@@ -88,14 +88,14 @@ def point(connection: Connection, adapter: int, alias: str, version: int) -> boo
 def delete_versions(connection: Connection, tenant: str, adapter: int, doomed: ColumnElement[bool]) -> int:
     """Delete the adapter's versions that are doomed; the bytes freed.
 
-    `latest` falls to the highest version that is left; with the last one all aliases go, visibility and description.
+    `latest` falls to the highest version that is left; with the last one all aliases go, visibility, description, pin.
     """
     freed = release_files(connection, tenant, select(versions.c.id).where(versions.c.adapter_id == adapter, doomed))
     left = select(func.max(versions.c.version)).where(versions.c.adapter_id == adapter, not_(doomed))
     highest = connection.scalar(left)
     if highest is None:
         connection.execute(delete(aliases).where(aliases.c.adapter_id == adapter))
-        _update(connection, adapter, public=False, description=None)
+        _update(connection, adapter, public=False, description=None, pinned=False)
     else:
         going = select(versions.c.version).where(versions.c.adapter_id == adapter, doomed)
         latest = (aliases.c.adapter_id == adapter) & (aliases.c.alias == LATEST) & aliases.c.version.in_(going)

@@ -24,6 +24,7 @@ STATEMENT = (
         adapters.c.base_digest,
         adapters.c.public,
         adapters.c.description,
+        adapters.c.pinned,
         aliases.c.alias,
         aliases.c.version.label("target"),
     )
@@ -52,6 +53,7 @@ class VersionRow:
     base_digest: str
     public: bool
     description: str | None
+    pinned: bool  # the adapter: what its `latest` names stays on the device
     created_at: int  # unix seconds
     bytes: int  # of its files
     summary: dict[str, Any]
@@ -59,6 +61,10 @@ class VersionRow:
     aliases: dict[str, int]
     hits: int
     last_used: int | None  # unix seconds
+
+    @property
+    def is_latest(self) -> bool:
+        return self.aliases.get(LATEST) == self.version
 
 
 def fetch(connection: Connection, *conditions: ColumnElement[bool]) -> list[VersionRow]:

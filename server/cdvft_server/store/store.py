@@ -6,10 +6,10 @@ All raise StoreUnavailable. Names are checked by `naming` before they come here.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cdvft.files import AdapterFiles
-from sqlalchemy import ColumnElement, Connection, bindparam, delete, insert, select, true, update
+from sqlalchemy import ColumnElement, Connection, bindparam, delete, exists, insert, select, true, update
 
 from cdvft_server.exceptions import AmbiguousDigest, Conflict, NotFound
 from cdvft_server.naming import AdapterRef, DigestPrefix
@@ -174,6 +174,33 @@ class Store:
             connection.execute(delete(aliases).where(pointer))
             return _one(connection, tenant, name, base_digest)
 
+    def set_pinned(self, tenant: str, name: str, pinned: bool, base_digest: str) -> VersionRow:
+        """The row that `latest` points at. Raises NotFound."""
+        with self._database.write() as connection:
+            row = _one(connection, tenant, name, base_digest)
+            connection.execute(update(adapters).where(adapters.c.id == row.adapter_id).values(pinned=pinned))
+            return replace(row, pinned=pinned)
+
+    def pinned(self, base_digest: str) -> list[VersionRow]:
+        """The `latest` version of each pinned adapter of every tenant, most recently used first."""
+        here = (adapters.c.base_digest == base_digest, adapters.c.pinned)
+        with self._database.read() as connection:
+            return sorted(fetch(connection, *here, pointed_at(LATEST)), key=_last_use, reverse=True)
+
+    def recent(self, base_digest: str, limit: int | None = None) -> list[VersionRow]:
+        """Versions of every tenant: first those that were used, the last one first, then the `latest` ones that never
+        were, newest first."""
+        live = exists().where(
+            aliases.c.adapter_id == versions.c.adapter_id,
+            aliases.c.version == versions.c.version,
+            aliases.c.alias == LATEST,
+        )
+        wanted = (adapters.c.base_digest == base_digest) & (versions.c.last_used.is_not(None) | live)
+        ids = select(versions.c.id).join(adapters, versions.c.adapter_id == adapters.c.id).where(wanted)
+        ids = ids.order_by(versions.c.last_used.desc().nulls_last(), versions.c.id.desc()).limit(limit)
+        with self._database.read() as connection:
+            return sorted(fetch(connection, versions.c.id.in_(ids)), key=_last_use, reverse=True)
+
     def delete(self, tenant: str, name: str, version: int | None, base_digest: str) -> Deleted:
         """One version, or with None the whole name with its aliases.
 
@@ -211,6 +238,11 @@ def _one(connection: Connection, tenant: str, name: str, base_digest: str, versi
         others = [row.version for row in fetch(connection, *of_adapter(tenant, name, base_digest))]
         raise no_adapter(name, version if others else None, others)
     return found[0]
+
+
+def _last_use(row: VersionRow) -> tuple[int, int]:
+    """Orders by use, then by age; what a damaged database holds there counts as never used."""
+    return (row.last_used if isinstance(row.last_used, int) else -1), row.id
 
 
 def _is(version: int | None) -> ColumnElement[bool]:

@@ -20,6 +20,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 
 __all__ = ["adapters", "aliases", "blobs", "metadata", "names", "steps", "version_files", "versions"]
@@ -48,6 +49,7 @@ adapters = Table(
     Column("position", BigInteger, nullable=False, doc="id of its first version: the order of lists"),
     Column("public", Boolean, nullable=False),
     Column("description", Text),
+    Column("pinned", Boolean, nullable=False, server_default=false(), doc="what `latest` names stays on the device"),
     UniqueConstraint("tenant", "name", "base_digest", name="adapters_name"),
     Index("adapters_position", "tenant", "base_digest", "position"),
     sqlite_autoincrement=True,

@@ -132,7 +132,7 @@ class Pools(RuleBasedStateMachine):
             assert all(len(own["t"]) == bank.capacity for own in bank.view.tables.values())
             tables = sum(own["t"].nbytes for own in bank.view.tables.values())
             assert bank.nbytes == tables + (COMMON.nbytes if bank.view.shared and bank.capacity else 0)
-            assert set(books.idle[bank]) == {r.digest for r in residents if r.leases == 0}
+            assert set(books.idle[bank]) == {r.digest for r in residents if not (r.leases or r.pinned)}
             assert not any(r.doomed and r.leases == 0 for r in residents)
         assert books.head_bytes == sum(r.head_bytes for r in books.residents.values())
 

@@ -20,7 +20,7 @@ ROUTES = {
     "/v1/chat/completions": ["post"],
     "/v1/classify": ["post"],
     "/v1/adapters": ["get", "post"],
-    "/v1/adapters/{name}": ["delete", "get"],
+    "/v1/adapters/{name}": ["delete", "get", "put"],
     "/v1/adapters/{name}/versions": ["get"],
     "/v1/adapters/{name}/download": ["get"],
     "/v1/adapters/{name}/aliases/{alias}": ["delete", "put"],
