@@ -3,11 +3,13 @@
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from cdvft.family import FAMILIES
 from cdvft_server.config import ServeConfig
-from cdvft_server.engine.engine import EngineStats
+from cdvft_server.engine.engine import Engine, EngineStats
+from cdvft_server.engine.merged import MergedPool
 from cdvft_server.engine.pool import AdapterPool
 from cdvft_server.errors import CODES
 from cdvft_server.service.gauges import read_gauges
@@ -43,7 +45,8 @@ def test_no_setting_is_listed_that_does_not_exist() -> None:
 
 def test_every_metric_is_listed_and_no_other() -> None:
     stats = EngineStats()
-    read = read_gauges(SimpleNamespace(stats=lambda: stats), AdapterPool("cpu", 1), 0, LoadTimes())  # type: ignore[arg-type]
+    engine = cast(Engine, SimpleNamespace(stats=lambda: stats))
+    read = read_gauges(engine, AdapterPool("cpu", 1), MergedPool(1), 0, LoadTimes())
     names = [*read.gauges, *read.counters, *read.histograms, "http_responses", "http_seconds"]
     rows = [line.split(" | ")[0] for line in text("api.md").splitlines() if line.startswith("| `cdvft_")]
     listed = re.findall(r"`cdvft_([a-z_]+)`", "".join(rows))

@@ -75,9 +75,12 @@ class ServeConfig(BaseSettings):
         (), description="Adapter folder, or a folder of them, to upload at start (a variable has several with ':')"
     )
     adapters_update: bool = Field(False, description="Upload a new version where --adapters differs from the store")
-    mode: Literal["fft", "auto"] = Field("auto", description="How adapters run where a request does not say")
+    mode: Literal["fft", "merged", "auto"] = Field("auto", description="How adapters run where a request does not say")
     adapter_memory: Bytes | None = Field(
         None, description="Device bytes for adapters, e.g. 2GiB; else a quarter of what is free at start"
+    )
+    merged_memory: Annotated[ByteSize, Field(ge=0)] | None = Field(
+        None, description="Device bytes for merged weights; 0 merges nothing; else half of --adapter-memory"
     )
     host_memory: Annotated[ByteSize, Field(ge=0)] | None = Field(
         None,

@@ -22,10 +22,13 @@ __all__ = ["Core", "Counters"]
 
 @dataclass
 class Counters:
-    """Since the start; `tokens` went through the model, `generated` were delivered, `retried` are failed batches."""
+    """Since the start; `tokens` went through the model, of these `unmerged` with an adapter's tables and `merged` with
+    merged weights; `generated` were delivered, `retried` are failed batches."""
 
     batches: int = 0
     tokens: int = 0
+    unmerged: int = 0
+    merged: int = 0
     generated: int = 0
     finished: int = 0
     failed: int = 0
@@ -70,6 +73,8 @@ class Core:
         """The batch's output; if it fails, each segment's by itself, so that only the culprit ends."""
         self.counters.batches += 1
         self.counters.tokens += batch.num_tokens
+        self.counters.unmerged += sum(own.stop - own.start for own in batch.slices)
+        self.counters.merged += sum(run.stop - run.start for run in batch.merged)
         try:
             return [(batch, self.runner.run(batch))]
         except Exception as error:

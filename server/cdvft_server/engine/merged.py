@@ -103,6 +103,11 @@ class MergedPool:
             self._entries.move_to_end(digest)
             return self._lease(entry)
 
+    def again(self, lease: MergedLease) -> MergedLease:
+        """One more lease on weights that are leased."""
+        with self._lock:
+            return self._lease(lease._entry)
+
     def place(self, weights: MergedWeights) -> MergedLease:
         """Keep the weights and lease them; idle ones go for them. Raises PoolFull."""
         with self._lock:

@@ -2,28 +2,30 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from cdvft_server.answers import Classification
 from cdvft_server.bodies import JsonRoute
 from cdvft_server.presence import unless_gone
-from cdvft_server.routes.common import ANSWERED_BY, CallerTenant, ServiceOf, accept_mode, errors
+from cdvft_server.routes.common import ANSWERED_BY, CallerTenant, ServiceOf, WantedMode, errors
 from cdvft_server.schemas import ClassifyRequest
 from cdvft_server.service import Scored
 
 __all__ = ["router"]
 
-router = APIRouter(route_class=JsonRoute, tags=["classification"], dependencies=[Depends(accept_mode)])
+router = APIRouter(route_class=JsonRoute, tags=["classification"])
 
 
 RESPONSES = {**errors(400, 404, 408, 413, 415, 503), 200: {"headers": ANSWERED_BY}}
 
 
 @router.post("/v1/classify", response_model=Classification, responses=RESPONSES)
-async def classify(request: Request, body: ClassifyRequest, service: ServiceOf, tenant: CallerTenant) -> Response:
+async def classify(
+    request: Request, body: ClassifyRequest, service: ServiceOf, tenant: CallerTenant, mode: WantedMode
+) -> Response:
     """Label or score each input."""
-    answer = await unless_gone(request, service.classifier.classify(tenant, body))
+    answer = await unless_gone(request, service.classifier.classify(tenant, body, mode))
     several = isinstance(body.model, list)
     data = [
         {"index": i, **_row(row, body.top_k), **(_who(row) if several else {})} for i, row in enumerate(answer.rows)
@@ -31,7 +33,7 @@ async def classify(request: Request, body: ClassifyRequest, service: ServiceOf, 
     tokens = answer.prompt_tokens
     usage = {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}
     content = {"object": "list", "model": None if several else body.model, "data": data, "usage": usage}
-    return JSONResponse(content, headers=None if several else answer.rows[0].target.headers)
+    return JSONResponse(content, headers=None if several else answer.rows[0].target.headers(answer.rows[0].mode))
 
 
 def _row(row: Scored, top_k: int | None) -> dict[str, Any]:
@@ -42,4 +44,4 @@ def _row(row: Scored, top_k: int | None) -> dict[str, Any]:
 
 
 def _who(row: Scored) -> dict[str, Any]:
-    return {"adapter": row.target.name, "digest": row.target.digest, "mode": row.target.mode}
+    return {"adapter": row.target.name, "digest": row.target.digest, "mode": row.mode}

@@ -5,10 +5,10 @@ from typing import Annotated, Any, cast
 from fastapi import Depends, Header, Request
 
 from cdvft_server.answers import ErrorBody
-from cdvft_server.errors import CODES, ApiError, invalid
-from cdvft_server.service import TENANT, Service
+from cdvft_server.errors import CODES, invalid
+from cdvft_server.service import MODES, TENANT, Mode, Service
 
-__all__ = ["ANSWERED_BY", "CallerTenant", "ServiceOf", "accept_mode", "errors"]
+__all__ = ["ANSWERED_BY", "CallerTenant", "ServiceOf", "WantedMode", "errors"]
 
 ANSWERED_BY: dict[str, Any] = {
     name: {"schema": {"type": "string"}, "description": text}
@@ -34,16 +34,22 @@ ServiceOf = Annotated[Service, Depends(_service)]
 CallerTenant = Annotated[str, Depends(_tenant)]
 
 
-def accept_mode(
-    request: Request, x_adapter_mode: Annotated[str | None, Header(description="fft, merged or auto")] = None
-) -> None:
-    """Refuse a mode that this server cannot run; fft and auto are the same until there is another."""
+def _wanted_mode(
+    request: Request,
+    service: ServiceOf,
+    x_adapter_mode: Annotated[str | None, Header(description="fft, merged or auto; else the server's --mode")] = None,
+) -> Mode:
+    """Refuse what is no mode."""
     if len(request.headers.getlist("x-adapter-mode")) > 1:
         raise invalid("x-adapter-mode is there more than once; send it once", "x-adapter-mode")
-    if x_adapter_mode == "merged":
-        raise ApiError("unsupported_mode", "merged is not supported; use fft or auto", "x-adapter-mode")
-    if x_adapter_mode not in (None, "fft", "auto"):
-        raise invalid(f"x-adapter-mode is {x_adapter_mode[:40]!r}; use fft or auto", "x-adapter-mode")
+    if x_adapter_mode is None:
+        return "merged where it fits" if service.config.mode == "merged" else service.config.mode
+    if x_adapter_mode not in MODES:
+        raise invalid(f"x-adapter-mode is {x_adapter_mode[:40]!r}; use {', '.join(MODES)}", "x-adapter-mode")
+    return cast(Mode, x_adapter_mode)
+
+
+WantedMode = Annotated[Mode, Depends(_wanted_mode)]
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -7,35 +7,39 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from cdvft_server.answers import Chat, Completion
 from cdvft_server.bodies import JsonRoute
 from cdvft_server.presence import Gone, unless_gone
-from cdvft_server.routes.common import ANSWERED_BY, CallerTenant, ServiceOf, accept_mode, errors
+from cdvft_server.routes.common import ANSWERED_BY, CallerTenant, ServiceOf, WantedMode, errors
 from cdvft_server.schemas import ChatRequest, CompletionRequest, GenerationFields
 from cdvft_server.service import Generation, Piece, translate
 
 __all__ = ["router"]
 
-router = APIRouter(route_class=JsonRoute, tags=["generation"], dependencies=[Depends(accept_mode)])
+router = APIRouter(route_class=JsonRoute, tags=["generation"])
 
 EVENTS: dict[str, Any] = {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "headers": ANSWERED_BY}
 FAILURES = errors(400, 404, 408, 413, 415, 503)
 
 
 @router.post("/v1/completions", response_model=Completion, responses={**FAILURES, 200: EVENTS})
-async def complete(request: Request, body: CompletionRequest, service: ServiceOf, tenant: CallerTenant) -> Response:
+async def complete(
+    request: Request, body: CompletionRequest, service: ServiceOf, tenant: CallerTenant, mode: WantedMode
+) -> Response:
     """Continue each prompt with the base or an lm adapter. With `stream`, events of partial choices."""
-    return await _answer(request, body, lambda: service.generator.complete(tenant, body), _TEXT)
+    return await _answer(request, body, lambda: service.generator.complete(tenant, body, mode), _TEXT)
 
 
 @router.post("/v1/chat/completions", response_model=Chat, responses={**FAILURES, 200: EVENTS})
-async def chat(request: Request, body: ChatRequest, service: ServiceOf, tenant: CallerTenant) -> Response:
+async def chat(
+    request: Request, body: ChatRequest, service: ServiceOf, tenant: CallerTenant, mode: WantedMode
+) -> Response:
     """Answer a conversation, written with the adapter's chat template, else the tokenizer's, else a plain one."""
-    return await _answer(request, body, lambda: service.generator.chat(tenant, body), _CHAT)
+    return await _answer(request, body, lambda: service.generator.chat(tenant, body, mode), _CHAT)
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ async def _whole(start: Callable[[], Awaitable[Generation]], head: dict[str, Any
         generation.close()
     choices = [shape.choice(i, text, reason) for i, (text, reason) in enumerate(zip(texts, reasons, strict=True))]
     answer = {**head, "choices": choices, "usage": _usage(generation)}
-    return JSONResponse(answer, headers=generation.target.headers)
+    return JSONResponse(answer, headers=generation.headers)
 
 
 def _usage(generation: Generation) -> dict[str, int]:
@@ -117,7 +121,7 @@ class _EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(self, generation: Generation, head: dict[str, Any], shape: _Shape, usage: bool) -> None:
-        super().__init__(headers={**generation.target.headers, "cache-control": "no-store", "x-accel-buffering": "no"})
+        super().__init__(headers={**generation.headers, "cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._generation, self._head, self._shape = generation, head, shape
         self._usage: dict[str, Any] = {"usage": None} if usage else {}

@@ -5,15 +5,18 @@ from cdvft_server.service.classification import Classified, Scored
 from cdvft_server.service.faults import FAULTS, translate
 from cdvft_server.service.gauges import Gauges
 from cdvft_server.service.generation import Generation, Piece
+from cdvft_server.service.merging import MODES, Mode
 from cdvft_server.service.service import TENANT, Service
 from cdvft_server.service.uploads import Stored, UploadForm
 
 __all__ = [
     "FAULTS",
+    "MODES",
     "TENANT",
     "Classified",
     "Gauges",
     "Generation",
+    "Mode",
     "Page",
     "Piece",
     "Scored",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from cdvft_server.answers import AdapterBody, AdapterDetails, ModelBody, SelfTest
 from cdvft_server.errors import ApiError
 from cdvft_server.naming import MAX_VERSION, check_name, parse_version
+from cdvft_server.service.merging import Merging
 from cdvft_server.service.parts import Parts
 from cdvft_server.service.pins import Pins
 from cdvft_server.service.residency import Residency
@@ -30,7 +31,8 @@ class Page:
 class Catalog:
     """The adapters of one base. Methods raise what `faults.translate` knows."""
 
-    def __init__(self, parts: Parts, residency: Residency, pins: Pins) -> None:
+    def __init__(self, parts: Parts, residency: Residency, pins: Pins, merging: Merging) -> None:
+        self._merging = merging
         self._base, self._store, self._workers = parts.base, parts.store, parts.workers
         self._flights, self._hits, self._residency = parts.flights, parts.hits, residency
         self._pins = pins
@@ -122,6 +124,7 @@ class Catalog:
         self._pins.forget(deleted.rows)
         for digest in {row.digest for row in deleted.rows}:
             if not self._pins.holds(digest):  # of another name
+                self._merging.discard(digest)
                 self._residency.discard(digest)  # where another name has the same content, it is loaded again
         if any(row.pinned for row in deleted.rows):
             await self._pins.follow(tenant, name)

@@ -2,6 +2,7 @@
 
 import math
 import secrets
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from cdvft_server.service.calls import Call
 from cdvft_server.service.encoding import Encoding
 from cdvft_server.service.faults import translate
 from cdvft_server.service.flights import Flight, landing_on_error
+from cdvft_server.service.merging import Merging, Mode, mode_of
 from cdvft_server.service.parts import Parts
 from cdvft_server.service.residency import Residency
 from cdvft_server.service.targets import Target, Targets, adapter_only
@@ -25,9 +27,11 @@ __all__ = ["Classified", "Classifier", "Scored"]
 
 @dataclass(frozen=True)
 class Scored:
-    """One input's answer. `labels` are (label, score), highest first, all of them; None for a regression."""
+    """One input's answer. `mode`: fft or merged. `labels` are (label, score), highest first, all of them; None for a
+    regression."""
 
     target: Target
+    mode: str
     score: float
     labels: list[tuple[str, float]] | None
 
@@ -39,12 +43,15 @@ class Classified:
 
 
 class Classifier:
-    def __init__(self, parts: Parts, targets: Targets, encoding: Encoding, residency: Residency) -> None:
+    def __init__(
+        self, parts: Parts, targets: Targets, encoding: Encoding, residency: Residency, merging: Merging
+    ) -> None:
         self._config, self._engine, self._bridge = parts.config, parts.engine, parts.bridge
-        self._targets, self._encoding, self._residency = targets, encoding, residency
+        self._targets, self._encoding, self._residency, self._merging = targets, encoding, residency, merging
 
-    async def classify(self, tenant: str, body: ClassifyRequest) -> Classified:
-        """Raises ApiError and whatever `faults.translate` knows. Cancelled, it cancels its rows."""
+    async def classify(self, tenant: str, body: ClassifyRequest, mode: Mode) -> Classified:
+        """`mode`: how the adapters are to run. Raises ApiError and whatever `faults.translate` knows. Cancelled, it
+        cancels its rows."""
         if len(body.rows) > self._config.max_classify_rows:
             raise ApiError(
                 "too_large", f"{len(body.rows)} inputs, at most {self._config.max_classify_rows} are allowed", "input"
@@ -55,27 +62,38 @@ class Classifier:
                 adapter_only(target)
             targets = [found[model] for model in body.models]
             encoded = await self._encoding.rows(targets, body.rows, bool(body.truncate))
-            logits = await self._run(targets, encoded, flights)
+            logits, modes = await self._run(targets, encoded, flights, mode)
         raw = bool(body.raw_scores)
-        rows = [_scored(target, own, raw) for target, own in zip(targets, logits, strict=True)]
+        rows = [_scored(*row, raw) for row in zip(targets, modes, logits, strict=True)]
         return Classified(rows, sum(len(row.ids) for row in encoded))
 
     async def _run(
-        self, targets: Sequence[Target], encoded: Sequence[Encoded], flights: list[Flight]
-    ) -> list[list[float]]:
-        """The head's outputs for each input."""
+        self, targets: Sequence[Target], encoded: Sequence[Encoded], flights: list[Flight], mode: Mode
+    ) -> tuple[list[list[float]], list[str]]:
+        """The head's outputs for each input, and its mode."""
         inbox = Inbox(self._bridge)
         call = Call(self._engine, inbox, flights, self._config.max_queue)
         call_id = secrets.token_hex(12)
         with ExitStack() as leases:
             rows = [target.row for target in targets if target.row is not None]
             held = await self._residency.lease_all(rows, leases)
+            tokens = Counter[str]()
+            for target, row in zip(targets, encoded, strict=True):
+                tokens[target.digest] += len(row.ids)
+            merged = await self._merging.use_all(rows, held, mode, tokens, leases)
             with ExitStack() as shares:
                 requests = []
                 for index, (target, row) in enumerate(zip(targets, encoded, strict=True)):
                     (share,) = self._residency.shares(held[target.digest], 1, shares)
                     requests.append(
-                        Request(f"{call_id}-{index}", row.ids, inbox.deliver, type_ids=row.type_ids, lease=share)
+                        Request(
+                            f"{call_id}-{index}",
+                            row.ids,
+                            inbox.deliver,
+                            type_ids=row.type_ids,
+                            lease=share,
+                            merged=self._merging.share(merged.get(target.digest), shares),
+                        )
                     )
                 call.submit(requests)
                 shares.pop_all()
@@ -87,20 +105,20 @@ class Classifier:
                 if not isinstance(event, Scores):
                     raise unavailable("draining", "the server is stopping; ask again")
                 scores[event.request_id] = event.logits
-            return [scores[request.id] for request in requests]
+            return [scores[request.id] for request in requests], [mode_of(request) for request in requests]
         finally:
             call.close()
 
 
-def _scored(target: Target, logits: Sequence[float], raw: bool) -> Scored:
+def _scored(target: Target, mode: str, logits: Sequence[float], raw: bool) -> Scored:
     if not all(map(math.isfinite, logits)):
         raise unavailable("adapter_unavailable", f"adapter {target.name} gave a score that is not finite")
     labels = target.summary["labels"]
     if labels is None:
-        return Scored(target, logits[0], None)
+        return Scored(target, mode, logits[0], None)
     scores = logits if raw else _softmax(logits)
     ranked = sorted(zip(labels, scores, strict=True), key=lambda pair: -pair[1])
-    return Scored(target, ranked[0][1], ranked)
+    return Scored(target, mode, ranked[0][1], ranked)
 
 
 def _softmax(logits: Sequence[float]) -> list[float]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cdvft_server.engine.engine import Engine
+from cdvft_server.engine.merged import MergedPool
 from cdvft_server.engine.pool import AdapterPool
 from cdvft_server.service.loads import LoadTimes, Times
 
@@ -20,8 +21,8 @@ class Gauges:
     histograms: dict[str, tuple[str, Mapping[str, Times]]]
 
 
-def read_gauges(engine: Engine, adapters: AdapterPool, calls: int, times: LoadTimes) -> Gauges:
-    stats, pool, host = engine.stats(), adapters.stats(), adapters.host.stats()
+def read_gauges(engine: Engine, adapters: AdapterPool, merged: MergedPool, calls: int, times: LoadTimes) -> Gauges:
+    stats, pool, host, whole = engine.stats(), adapters.stats(), adapters.host.stats(), merged.stats()
     return Gauges(
         gauges={
             "calls_in_flight": ("Uses of adapters that have not ended", calls),
@@ -36,6 +37,9 @@ def read_gauges(engine: Engine, adapters: AdapterPool, calls: int, times: LoadTi
             "adapter_rows": ("Bank rows, free ones too", pool.rows),
             "adapter_bytes_used": ("Bytes of banks and heads", pool.bytes_used),
             "adapter_bytes": ("Bytes that adapters may have", pool.budget_bytes),
+            "adapters_merged": ("Adapters with merged weights on the device", whole.adapters),
+            "merged_bytes_used": ("Bytes of merged weights", whole.bytes_used),
+            "merged_bytes": ("Bytes that merged weights may have", whole.budget_bytes),
             "host_bytes_used": ("Bytes of adapters on the host", host.bytes_used),
             "host_bytes": ("Bytes that adapters may have on the host", host.budget_bytes),
         },
@@ -46,6 +50,10 @@ def read_gauges(engine: Engine, adapters: AdapterPool, calls: int, times: LoadTi
             "requests_finished": ("Engine requests that ended well or were cancelled", stats.finished),
             "requests_failed": ("Engine requests that failed", stats.failed),
             "batches_retried": ("Batches that failed as a whole", stats.retried),
+            "tokens_unmerged": ("Tokens through the model with an adapter beside the base's weights", stats.unmerged),
+            "tokens_merged": ("Tokens through the model with merged weights", stats.merged),
+            "mergings": ("Adapters whose weights were merged", whole.placed),
+            "merged_evicted": ("Adapters whose merged weights were evicted", whole.evicted),
             "adapters_placed": ("Adapters copied to the device", pool.placed),
             "adapters_evicted": ("Adapters evicted from the device", pool.evicted),
             "adapters_evicted_from_host": ("Adapters evicted from the host", host.evicted),

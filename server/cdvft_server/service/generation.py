@@ -14,6 +14,7 @@ from cdvft_server.service.calls import Call
 from cdvft_server.service.encoding import Encoding
 from cdvft_server.service.faults import translate
 from cdvft_server.service.flights import Flight, landing_on_error
+from cdvft_server.service.merging import Merging, Mode, mode_of
 from cdvft_server.service.parts import Parts
 from cdvft_server.service.residency import Residency
 from cdvft_server.service.targets import Target, Targets, generation_only
@@ -62,8 +63,8 @@ class _Choice:
 class Generation:
     """One call's answer in the making. `close` must run: it cancels what has not ended."""
 
-    def __init__(self, target: Target, call: Call, choices: dict[str, _Choice], prompt_tokens: int) -> None:
-        self.target = target
+    def __init__(self, target: Target, mode: str, call: Call, choices: dict[str, _Choice], prompt_tokens: int) -> None:
+        self.headers = target.headers(mode)
         self.prompt_tokens = prompt_tokens
         self.close = call.close
         self._call, self._choices = call, choices
@@ -109,28 +110,30 @@ class _Plan:
 class Generator:
     """Starts generations."""
 
-    def __init__(self, parts: Parts, targets: Targets, encoding: Encoding, residency: Residency) -> None:
+    def __init__(
+        self, parts: Parts, targets: Targets, encoding: Encoding, residency: Residency, merging: Merging
+    ) -> None:
         self._config, self._engine, self._bridge = parts.config, parts.engine, parts.bridge
         self._base, self._tokenizer = parts.base, parts.backbone.tokenizer
-        self._targets, self._encoding, self._residency = targets, encoding, residency
+        self._targets, self._encoding, self._residency, self._merging = targets, encoding, residency, merging
 
-    async def complete(self, tenant: str, body: CompletionRequest) -> Generation:
-        """Raises ApiError and whatever `faults.translate` knows."""
+    async def complete(self, tenant: str, body: CompletionRequest, mode: Mode) -> Generation:
+        """`mode`: how an adapter is to run. Raises ApiError and whatever `faults.translate` knows."""
         self._check_counts(len(body.prompts), body.n or 1)
         target, flights = await self._use(tenant, body.model)
         with landing_on_error(flights):
             prompts = await self._encoding.prompts(body.prompts)
             limits = [self._limit(ids, body.most_tokens, COMPLETION_TOKENS) for ids in prompts]
-            return await self._start(_Plan(target, flights, prompts, limits, CONTEXT_IDS), body)
+            return await self._start(_Plan(target, flights, prompts, limits, CONTEXT_IDS), body, mode)
 
-    async def chat(self, tenant: str, body: ChatRequest) -> Generation:
+    async def chat(self, tenant: str, body: ChatRequest, mode: Mode) -> Generation:
         """As `complete`; the answer may fill the context."""
         self._check_counts(1, body.n or 1)
         target, flights = await self._use(tenant, body.model)
         with landing_on_error(flights):
             ids = await self._encoding.chat(target, [message.plain() for message in body.messages])
             limit = self._limit(ids, body.most_tokens, self._engine.context_length)
-            return await self._start(_Plan(target, flights, [ids], [limit], 0), body)
+            return await self._start(_Plan(target, flights, [ids], [limit], 0), body, mode)
 
     async def _use(self, tenant: str, model: str) -> tuple[Target, list[Flight]]:
         targets, flights = await self._targets.use(tenant, [model])
@@ -163,27 +166,31 @@ class Generator:
             )
         return asked or min(default, rest)
 
-    async def _start(self, plan: _Plan, body: GenerationFields) -> Generation:
+    async def _start(self, plan: _Plan, body: GenerationFields, mode: Mode) -> Generation:
         self._encoding.check_ids(body.stop_token_ids or (), "stop_token_ids", "stop_token_ids")
         inbox = Inbox(self._bridge)
         call = Call(self._engine, inbox, plan.flights, self._config.max_queue)
         call_id, n = secrets.token_hex(12), body.n or 1
         seed = secrets.randbits(63) if body.seed is None else body.seed
-        lease = None if plan.target.row is None else await self._residency.lease(plan.target.row)
-        requests, choices = [], {}
+        row = plan.target.row
+        lease = None if row is None else await self._residency.lease(row)
+        requests, choices, merged = [], {}, None
         with ExitStack() as leases:
-            if lease is not None:
+            if row is not None and lease is not None:
                 leases.callback(lease.release)
+                tokens = n * sum(map(len, plan.prompts))
+                merged = await self._merging.use(row, lease, mode, tokens, leases)
             with ExitStack() as shares:
                 for index, share in enumerate(self._residency.shares(lease, len(plan.prompts) * n, shares)):
                     k, request_id = index // n, f"{call_id}-{index}"
                     sampling = _sampling(body, plan.limits[k], seed + index % n)
-                    requests.append(Request(request_id, plan.prompts[k], inbox.deliver, lease=share, sampling=sampling))
+                    whole = self._merging.share(merged, shares)
+                    requests.append(Request(request_id, plan.prompts[k], inbox.deliver, None, share, sampling, whole))
                     tail = plan.prompts[k][-plan.context :] if plan.context else ()
                     choices[request_id] = _Choice(index, self._tokenizer, tail, body.stops)
                 call.submit(requests)
                 shares.pop_all()
-        return Generation(plan.target, call, choices, sum(map(len, plan.prompts)))
+        return Generation(plan.target, mode_of(requests[0]), call, choices, sum(map(len, plan.prompts)))
 
 
 def _sampling(body: GenerationFields, max_tokens: int, seed: int) -> SamplingParams:

@@ -1,6 +1,5 @@
 """The base and its engine, as a configuration asks for them."""
 
-import torch
 from cdvft.backbone import Backbone, load_backbone
 from cdvft.errors import UnsupportedBase
 
@@ -8,15 +7,17 @@ from cdvft_server import demo
 from cdvft_server.config import ServeConfig
 from cdvft_server.engine.engine import Engine, EngineConfig
 from cdvft_server.engine.hostcache import HostCache
+from cdvft_server.engine.merged import MergedPool
 from cdvft_server.engine.pool import AdapterPool
 from cdvft_server.errors import StartRefused
 from cdvft_server.exceptions import InvalidName
 from cdvft_server.naming import check_name
 from cdvft_server.service.memory import free_on_device, free_on_host
 
-__all__ = ["load_base", "make_engine", "make_pool"]
+__all__ = ["load_base", "make_engine", "make_merged_pool", "make_pool"]
 
 DEVICE_SHARE, HOST_SHARE = 4, 8  # a quarter and an eighth of what is free
+MERGED_SHARE = 2  # of the adapters' own
 LEAST_MEMORY = 64 << 20
 
 
@@ -40,6 +41,11 @@ def make_pool(config: ServeConfig, backbone: Backbone) -> AdapterPool:
     return AdapterPool(backbone.device, memory, HostCache(behind))
 
 
+def make_merged_pool(config: ServeConfig, pool: AdapterPool) -> MergedPool:
+    share = pool.stats().budget_bytes // MERGED_SHARE
+    return MergedPool(share if config.merged_memory is None else config.merged_memory)
+
+
 def make_engine(config: ServeConfig, backbone: Backbone, pool: AdapterPool, threads: int) -> Engine:
     """Not started. Its queue has room for one call more than `max_queue`, see `Call.submit`. Raises as above."""
     settings = EngineConfig(
@@ -48,6 +54,7 @@ def make_engine(config: ServeConfig, backbone: Backbone, pool: AdapterPool, thre
         kv_tokens=config.kv_tokens,
         max_queue=config.max_queue + max(config.max_classify_rows, config.max_sequences),
         threads=threads,
+        fit_costs=config.merged_memory != 0,
     )
     try:
         return Engine(backbone, pool, settings)

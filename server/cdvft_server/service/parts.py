@@ -7,6 +7,7 @@ from cdvft.baseinfo import BaseInfo
 
 from cdvft_server.config import ServeConfig
 from cdvft_server.engine.engine import Engine
+from cdvft_server.engine.merged import MergedPool
 from cdvft_server.engine.pool import AdapterPool
 from cdvft_server.service.bridge import Bridge
 from cdvft_server.service.flights import Flights
@@ -26,6 +27,7 @@ class Parts:
     backbone: Backbone
     engine: Engine
     pool: AdapterPool
+    merged: MergedPool
     store: Store
     workers: Workers
     templates: TemplateWorkers

@@ -227,14 +227,15 @@ class Residency:
     def _find(self, row: VersionRow) -> tuple[Source, PreparedAdapter]:
         """On the host, else in the store. Raises ApiError."""
         prepared = self._pool.host.get(row.digest)
-        return ("store", self._read(row)) if prepared is None else ("host", prepared)
+        return ("store", prepare_adapter(self.read(row))) if prepared is None else ("host", prepared)
 
-    def _read(self, row: VersionRow) -> PreparedAdapter:
+    def read(self, row: VersionRow) -> Adapter:
+        """From the store, in a worker thread. Raises ApiError adapter_unavailable where it is damaged."""
         try:
             adapter = self._read_files(row)
             if adapter.digest != row.digest:
                 raise CorruptBlob(f"it has the digest {adapter.digest}")
-            return prepare_adapter(adapter)
+            return adapter
         except (CorruptBlob, CdvftError) as error:
             log.error("adapter %s@%s (%s) cannot be read from the store: %s", row.name, row.version, row.digest, error)
             message = f"adapter {row.name}@{row.version} ({row.digest}) is damaged in the store; upload it again"

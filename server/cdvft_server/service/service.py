@@ -20,7 +20,8 @@ from cdvft_server.service.flights import Flights
 from cdvft_server.service.gauges import Gauges, read_gauges
 from cdvft_server.service.generation import Generator
 from cdvft_server.service.hits import Hits
-from cdvft_server.service.loading import load_base, make_engine, make_pool
+from cdvft_server.service.loading import load_base, make_engine, make_merged_pool, make_pool
+from cdvft_server.service.merging import Merging
 from cdvft_server.service.parts import RENDERERS, Parts
 from cdvft_server.service.pins import Pins
 from cdvft_server.service.preloading import preload
@@ -52,6 +53,7 @@ class Service:
             backbone=backbone,
             engine=engine,
             pool=pool,
+            merged=make_merged_pool(config, pool),
             store=store,
             workers=workers,
             templates=TemplateWorkers(RENDERERS, output_bytes=config.max_template_bytes),
@@ -60,14 +62,15 @@ class Service:
             hits=Hits(store, workers),
         )
         self._residency = Residency(parts)
+        self._merging = Merging(parts, self._residency.read)
         encoding = Encoding(parts)
         self.targets = Targets(parts)
-        self.generator = Generator(parts, self.targets, encoding, self._residency)
-        self.classifier = Classifier(parts, self.targets, encoding, self._residency)
+        self.generator = Generator(parts, self.targets, encoding, self._residency, self._merging)
+        self.classifier = Classifier(parts, self.targets, encoding, self._residency, self._merging)
         self._pins = Pins(parts, self._residency)
         self.uploads = Uploads(parts, self._pins)
         self.bodies = workers.bodies
-        self.catalog = Catalog(parts, self._residency, self._pins)
+        self.catalog = Catalog(parts, self._residency, self._pins, self._merging)
 
     @classmethod
     async def start(cls, config: ServeConfig) -> Self:
@@ -103,6 +106,7 @@ class Service:
         """End the engine, write what is unwritten, leave no thread or process. May be called after `drain`."""
         await self.drain(self.config.drain_seconds)
         await self._residency.close()
+        await self._merging.close()
         await self._parts.hits.close()
         for part in (self._parts.workers, self._parts.templates, self._parts.store):
             await asyncio.to_thread(part.close)
@@ -110,7 +114,8 @@ class Service:
 
     def gauges(self) -> Gauges:
         """The engine's and the pool's numbers now."""
-        return read_gauges(self._parts.engine, self._parts.pool, self._parts.flights.count, self._residency.times)
+        parts = self._parts
+        return read_gauges(parts.engine, parts.pool, parts.merged, parts.flights.count, self._residency.times)
 
     async def check_ready(self) -> None:
         """Raises ApiError unless the engine takes requests and the store answers."""

@@ -34,13 +34,9 @@ class Target:
     def summary(self) -> dict[str, Any]:
         return {} if self.row is None else self.row.summary
 
-    @property
-    def mode(self) -> str:
-        return "base" if self.row is None else "fft"
-
-    @property
-    def headers(self) -> dict[str, str]:
-        headers = {"x-adapter": self.name, "x-adapter-digest": self.digest, "x-adapter-mode": self.mode}
+    def headers(self, mode: str) -> dict[str, str]:
+        """Of an answer; `mode` as `mode_of` has it."""
+        headers = {"x-adapter": self.name, "x-adapter-digest": self.digest, "x-adapter-mode": mode}
         return headers if self.row is None else headers | {"x-adapter-version": str(self.row.version)}
 
 

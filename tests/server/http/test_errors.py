@@ -114,13 +114,6 @@ GENERATION: dict[str, tuple[Ask, int, str]] = {
     "response_format": (chat(response_format={"type": "json_object"}), 400, "unsupported_parameter"),
     "a classifier that completes": (complete(model="judge"), 400, "wrong_task"),
     "a regression that chats": (chat(model="grader"), 400, "wrong_task"),
-    "merged mode": (
-        lambda f: f.live.client.post(
-            "/v1/completions", json={"model": "writer", "prompt": "a"}, headers={"x-adapter-mode": "merged"}
-        ),
-        400,
-        "unsupported_mode",
-    ),
     "another mode": (
         lambda f: f.live.client.post(
             "/v1/classify", json={"model": "judge", "input": "a"}, headers={"x-adapter-mode": "lora"}
