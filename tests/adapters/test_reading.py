@@ -232,6 +232,14 @@ def test_no_site_at_all_is_refused(roberta) -> None:
     refused(with_tensors(files, only_head), roberta.info, "no tensor for any layer of the base")
 
 
+def test_finite_values_whose_sum_is_not(llama, files) -> None:
+    def enlarge(tensors):
+        for tensor in tensors.values():
+            tensor.fill_(3e38)
+
+    assert read_adapter(with_tensors(files, enlarge), llama.info).num_parameters
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_nan_and_infinity_name_the_tensor(llama, roberta, files, value: float) -> None:
     def poison(tensors) -> None:

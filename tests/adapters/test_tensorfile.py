@@ -97,6 +97,21 @@ def test_a_torch_checkpoint_is_called_a_pickle() -> None:
         read_tensors(buffer.getvalue())
 
 
+def test_a_header_that_was_accepted_once_is_checked_against_each_file() -> None:
+    """Checks of equal headers are not repeated; which bytes follow is another matter."""
+    good = raw({"a": entry()})
+    for _ in range(2):
+        read_tensors(good)
+        with pytest.raises(InvalidAdapter, match="truncated"):
+            read_tensors(good[:-1])
+        with pytest.raises(InvalidAdapter, match="1 bytes that belong to no tensor"):
+            read_tensors(good + b"x")
+        with pytest.raises(TooLarge):
+            read_tensors(good, max_header_bytes=8)
+        with pytest.raises(InvalidAdapter, match="overlap or gap"):
+            read_tensors(raw({"a": entry(), "b": entry()}))
+
+
 def test_header_limit() -> None:
     padded = raw(json.dumps({"a": entry()}).encode().ljust(1 << 20))
     assert read_tensors(padded).keys() == {"a"}
