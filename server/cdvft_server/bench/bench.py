@@ -5,6 +5,7 @@ from typing import Any
 
 from cdvft.backbone import Backbone, load_backbone
 
+from cdvft_server import demo
 from cdvft_server.bench.fleet import Fleet
 from cdvft_server.bench.loads import Load, make_loads
 from cdvft_server.bench.settings import BenchError, Settings
@@ -19,7 +20,7 @@ class Bench:
 
     def __init__(self, settings: Settings, base: str, texts: Sequence[str], note: Callable[[str], None]) -> None:
         self.settings, self.base, self.texts, self.note = settings, base, texts, note
-        self.dtype, self.device = settings.dtype, settings.device  # as loaded, from the first load on
+        self.dtype, self.device, self.name = settings.dtype, settings.device, ""  # as loaded, from the first load on
 
     def load(self) -> Backbone:
         """A base of its own: an engine changes its layers. Raises CdvftError."""
@@ -27,6 +28,7 @@ class Bench:
         if self.settings.task == "generate" and backbone.lm_head is None:
             raise BenchError(f"--base {self.base} is an encoder and generates nothing; use `cdvft bench classify`")
         self.dtype, self.device = str(backbone.dtype).removeprefix("torch."), backbone.device.type
+        self.name = demo.BASE_NAME if self.base == str(demo.base_path()) else backbone.info.name
         return backbone
 
     def fleet(self, backbone: Backbone) -> Fleet:
@@ -39,5 +41,5 @@ class Bench:
         """The keys that all rows have, None where they say nothing, then the case's own."""
         common = dict.fromkeys(("adapters", "distinct", "popularity", "tokens_per_s", "ratio_to_base"))
         own = {"case": case, "task": self.settings.task, "what": what, "dtype": self.dtype}
-        made = {"method": self.settings.method, "device": self.device, "runs": self.settings.runs}
+        made = {"base": self.name, "method": self.settings.method, "device": self.device, "runs": self.settings.runs}
         return {**own, **common, **made, **figures}

@@ -9,14 +9,14 @@ from cdvft_server.bench.bench import Row
 __all__ = ["plot"]
 
 
-def plot(path: Path, rows: Sequence[Row], title: str) -> None:
+def plot(path: Path, rows: Sequence[Row]) -> None:
     """A PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     cases = list(dict.fromkeys(row["case"] for row in rows))
     figure = Figure(figsize=(8, 4.2 * len(cases)), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle("cdvft bench " + ", ".join(rows[0][name] for name in ("task", "base", "method", "dtype", "device")))
     for axes, case in zip(figure.subplots(len(cases), 1, squeeze=False)[:, 0], cases, strict=True):
         DRAWN[case](axes, [row for row in rows if row["case"] == case])
         axes.grid(alpha=0.3)
@@ -28,17 +28,16 @@ def _overhead(axes: Any, rows: Sequence[Row]) -> None:
     for popularity in dict.fromkeys(row["popularity"] for row in used):
         own = [row for row in used if row["popularity"] == popularity]
         _line(axes, own, "adapters", "ratio_to_base", popularity)
-    axes.set(xscale="log", xlabel="adapters in use", ylabel="throughput over the base's", title="overhead")
-    axes.axhline(1.0, linestyle=":", color="grey", label="base")
-    _from_zero(axes)
+    axes.set(xlabel="adapters in use", ylabel="throughput over the base's", title="overhead")
+    _scales(axes, used, "adapters")
 
 
 def _merged(axes: Any, rows: Sequence[Row]) -> None:
-    for mode in dict.fromkeys(row["mode"] for row in rows):
+    for mode in dict.fromkeys(row["mode"] for row in rows if row["adapters"]):
         own = [row for row in rows if row["mode"] == mode]
         _line(axes, own, "segment_tokens", "ratio_to_base", mode)
-    axes.set(xscale="log", xlabel="tokens of a segment", ylabel="throughput over the base's", title="merged")
-    _from_zero(axes)
+    axes.set(xlabel="tokens of a segment", ylabel="throughput over the base's", title="merged")
+    _scales(axes, rows, "segment_tokens")
 
 
 def _residency(axes: Any, rows: Sequence[Row]) -> None:
@@ -47,10 +46,11 @@ def _residency(axes: Any, rows: Sequence[Row]) -> None:
     axes.plot(
         [row["adapters"] / row["fitting"] for row in crowded], [row["ratio_to_1x"] for row in crowded], marker="o"
     )
-    times = [f"{row['what']} {row['p50_ms']:g} ms" for row in rows if row.get("p50_ms") is not None]
+    times = [f"{row['what']} {row['p50_ms']:.1f} ms" for row in rows if row.get("p50_ms") is not None]
     axes.set(xlabel="adapters in use over those that fit", ylabel="throughput over that at 1")
     axes.set_title("residency: " + "; ".join(times), fontsize="medium")
-    axes.set_ylim(bottom=0)
+    axes.set_xticks([row["adapters"] / row["fitting"] for row in crowded])
+    axes.set_ylim(0, 1.15 * max(1.0, *(row["ratio_to_1x"] for row in crowded)))
 
 
 def _peers(axes: Any, rows: Sequence[Row]) -> None:
@@ -75,6 +75,12 @@ def _line(axes: Any, rows: Iterable[Row], x: str, y: str, label: str) -> None:
     axes.plot([a for a, _ in points], [b for _, b in points], marker="o", label=label)
 
 
-def _from_zero(axes: Any) -> None:
-    axes.set_ylim(bottom=0)
+def _scales(axes: Any, rows: Sequence[Row], x: str) -> None:
+    """Logarithmic with a tick at each measured x; y from zero."""
+    axes.axhline(1.0, linestyle=":", color="grey")
+    ticks = sorted({row[x] for row in rows})
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_ylim(0, 1.15 * max(1.0, *(row["ratio_to_base"] for row in rows)))
     axes.legend()

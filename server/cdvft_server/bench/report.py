@@ -7,7 +7,7 @@ from cdvft_server.bench.bench import Row
 
 __all__ = ["as_json", "tables"]
 
-HIDDEN = ("case", "task")  # in a table's title
+TITLE = ("case", "task", "base", "method", "dtype", "device", "runs")  # the same in all rows of a table
 
 
 def as_json(row: Row) -> str:
@@ -16,14 +16,14 @@ def as_json(row: Row) -> str:
 
 def tables(rows: Iterable[Row]) -> str:
     """Titles and aligned columns, by case and in the order of the rows."""
-    cases: dict[tuple[str, str], list[Row]] = {}
+    cases: dict[str, list[Row]] = {}
     for row in rows:
-        cases.setdefault((row["case"], row["task"]), []).append(row)
-    return "\n\n".join(f"{case}, {task}\n{_table(own)}" for (case, task), own in cases.items())
+        cases.setdefault(", ".join(f"{row[name]}" for name in TITLE) + " runs", []).append(row)
+    return "\n\n".join(f"{title}\n{_table(own)}" for title, own in cases.items())
 
 
 def _table(rows: Sequence[Row]) -> str:
-    names = list(dict.fromkeys(name for row in rows for name in row if name not in HIDDEN))
+    names = list(dict.fromkeys(name for row in rows for name in row if name not in TITLE))
     names = [name for name in names if any(row.get(name) is not None for row in rows)]
     cells = [[_shown(row.get(name)) for name in names] for row in rows]
     numeric = [all(not isinstance(row.get(name), str) for row in rows) for name in names]

@@ -4,7 +4,9 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Lap", "Side", "Timed", "milliseconds", "rounds"]
+__all__ = ["WARM_UP", "Lap", "Side", "Timed", "in_turn", "milliseconds"]
+
+WARM_UP = -1
 
 
 @dataclass(frozen=True)
@@ -14,44 +16,46 @@ class Lap:
     tokens: int
     seconds: float
 
+    @property
+    def throughput(self) -> float:
+        """Tokens per second."""
+        return self.tokens / self.seconds
 
-Side = Callable[[int], Sequence[Lap]]
-"""Runs the batches of the round of this number; -1 is the warm-up."""
+
+Side = Callable[[int], Lap]
+"""Runs the batch of this number; all sides of a measurement do the same work under one number."""
 
 
 @dataclass(frozen=True)
 class Timed:
-    """All rounds of one side."""
+    """All laps of one side."""
 
-    rounds: Sequence[Sequence[Lap]]
-
-    @property
-    def throughputs(self) -> list[float]:
-        """Tokens per second, of each round."""
-        return [sum(lap.tokens for lap in own) / sum(lap.seconds for lap in own) for own in self.rounds]
+    laps: Sequence[Lap]
 
     @property
     def tokens_per_s(self) -> float:
-        """The rounds' median."""
-        return round(statistics.median(self.throughputs), 1)
+        """The laps' median."""
+        return round(statistics.median(lap.throughput for lap in self.laps), 1)
 
     def ratio_to(self, other: "Timed") -> float:
-        """This side's throughput over the other's: the median of the rounds' own ratios."""
-        pairs = zip(self.throughputs, other.throughputs, strict=True)
-        return round(statistics.median(own / its for own, its in pairs), 4)
+        """This side's throughput over the other's: the median over the pairs of laps of one number."""
+        pairs = zip(self.laps, other.laps, strict=True)
+        return round(statistics.median(own.throughput / its.throughput for own, its in pairs), 4)
 
     @property
     def latencies(self) -> dict[str, float]:
-        return milliseconds([lap.seconds for own in self.rounds for lap in own])
+        return milliseconds([lap.seconds for lap in self.laps])
 
 
-def rounds(sides: Mapping[str, Side], runs: int) -> dict[str, Timed]:
-    """One warm-up of each side, then `runs` rounds in which each runs once, every other round in reverse order."""
+def in_turn(sides: Mapping[str, Side], count: int) -> dict[str, Timed]:
+    """One warm-up of each side, then laps 0 to `count` - 1, each by every side before the next; who begins changes."""
     for side in sides.values():
-        side(-1)
-    found: dict[str, list[Sequence[Lap]]] = {name: [] for name in sides}
-    for number in range(runs):
-        for name in list(sides)[:: 1 if number % 2 == 0 else -1]:
+        side(WARM_UP)
+    found: dict[str, list[Lap]] = {name: [] for name in sides}
+    names = list(sides)
+    for number in range(count):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
             found[name].append(sides[name](number))
     return {name: Timed(own) for name, own in found.items()}
 
@@ -59,5 +63,5 @@ def rounds(sides: Mapping[str, Side], runs: int) -> dict[str, Timed]:
 def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
     """`p50_ms` and `p95_ms`, the latter the smallest value that 95% do not exceed."""
     ordered = sorted(seconds)
-    high = ordered[min(len(ordered) - 1, -(-len(ordered) * 95 // 100) - 1)]
+    high = ordered[-(-len(ordered) * 95 // 100) - 1]
     return {"p50_ms": round(statistics.median(ordered) * 1e3, 3), "p95_ms": round(high * 1e3, 3)}

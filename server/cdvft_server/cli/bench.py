@@ -99,5 +99,4 @@ def _run(task: Task, as_json: bool, plot: Path | None, case: str | None, **optio
         if plot is not None:
             from cdvft_server.bench.plot import plot as draw
 
-            base = settings.shape or settings.base or "cdvft-tiny"
-            draw(plot, rows, f"cdvft bench {task}, {base}, {rows[0]['dtype']}")
+            draw(plot, rows)

@@ -19,14 +19,14 @@ from cdvft_server.bench.loads import Load
 from cdvft_server.bench.popularity import Draws
 from cdvft_server.bench.served import Served, serving
 from cdvft_server.bench.stored import Stored, stored_fleet
-from cdvft_server.bench.timing import Lap, Side, rounds
+from cdvft_server.bench.timing import Lap, Side, in_turn
 from cdvft_server.engine import Lease, PoolFull
 
 __all__ = ["crowding"]
 
 FACTORS = (1, 2, 4)
 FITTING = 128  # adapters that the byte budget holds, at most
-BATCHES = 2  # of requests in a round
+BATCHES = 2  # of requests in a lap
 RETRY_SECONDS = 0.001
 
 
@@ -34,7 +34,7 @@ def crowding(bench: Bench, backbone: Backbone, fleet: Fleet) -> Iterator[Row]:
     """Uniform traffic over 1, 2 and 4 times as many adapters as the byte budget holds.
 
     As many clients as a batch has requests, but at most half as many as adapters fit, each with one request at a time;
-    one that finds its adapter missing loads it from the store itself. Before each round the device holds a random
+    one that finds its adapter missing loads it from the store itself. Before each lap the device holds a random
     choice of this side's adapters, as many as fit: what uniform traffic leaves there.
     """
     settings = bench.settings
@@ -53,7 +53,7 @@ def crowding(bench: Bench, backbone: Backbone, fleet: Fleet) -> Iterator[Row]:
             )
             for factor in FACTORS
         }
-        timed = rounds(sides, settings.runs)
+        timed = in_turn(sides, settings.runs)
     for factor in FACTORS:
         own = timed[str(factor)]
         yield bench.row(
@@ -107,9 +107,9 @@ class Traffic:
                 time.sleep(RETRY_SECONDS)  # others hold every row; none does for long
 
 
-def _laps(traffic: Traffic, draws: Draws, chosen: Random, fitting: int, _: int) -> list[Lap]:
+def _laps(traffic: Traffic, draws: Draws, chosen: Random, fitting: int, _: int) -> Lap:
     traffic.settle(chosen.sample(range(draws.adapters), fitting))
-    return [traffic.run(list(chain.from_iterable(draws.batch() for _ in range(BATCHES))))]
+    return traffic.run(list(chain.from_iterable(draws.batch() for _ in range(BATCHES))))
 
 
 def _head_alone_bytes(fleet: Fleet) -> int:

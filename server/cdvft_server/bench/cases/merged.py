@@ -7,7 +7,7 @@ from random import Random
 from cdvft_server.bench.bench import Bench, Row
 from cdvft_server.bench.loads import Load, greedy
 from cdvft_server.bench.served import Served, serving
-from cdvft_server.bench.timing import Lap, Side, rounds
+from cdvft_server.bench.timing import Lap, Side, in_turn
 
 __all__ = ["merged"]
 
@@ -53,14 +53,14 @@ def _rows(bench: Bench, served: Served, load: Load, length: int, modes: list[str
     requests = len(load.prompts)
     adapters = [k % len(served.digests) for k in range(requests)]
 
-    def base(_: int) -> list[Lap]:
-        return [run_in(served, "fft", load, [])]
+    def base(_: int) -> Lap:
+        return run_in(served, "fft", load, [])
 
-    def side(mode: str, _: int) -> list[Lap]:
-        return [run_in(served, mode, load, adapters)]
+    def side(mode: str, _: int) -> Lap:
+        return run_in(served, mode, load, adapters)
 
     sides: dict[str, Side] = {"base": base, **{mode: partial(side, mode) for mode in modes}}
-    timed = rounds(sides, bench.settings.runs)
+    timed = in_turn(sides, bench.settings.runs)
     for name, own in timed.items():
         count = 0 if name == "base" else len(set(adapters))
         yield bench.row(

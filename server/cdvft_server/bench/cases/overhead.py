@@ -2,30 +2,29 @@
 
 import statistics
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 from cdvft_server.bench.bench import Bench, Row
 from cdvft_server.bench.loads import Load, greedy
 from cdvft_server.bench.popularity import Draws
 from cdvft_server.bench.served import Served, serving
 from cdvft_server.bench.settings import Popularity, Settings
-from cdvft_server.bench.timing import Lap, Timed, rounds
+from cdvft_server.bench.timing import WARM_UP, Lap, Timed, in_turn
 
 __all__ = ["overhead"]
 
 COUNTS = (1, 32, 256, 1000, 10_000)
-SECONDS = 2.0  # of one side's round at most: it has more than one batch where all adapters take part so
+SECONDS = 2.0  # of one side's run at most
 TOUCHED = 256  # adapters named by one batch of the pass that uses every one
 
 
 def overhead(bench: Bench) -> Iterator[Row]:
-    """The base against 1, 32, ... adapters in use, all resident; every size in every round.
+    """The base against 1, 32, ... adapters in use, all resident; every size with every batch.
 
-    A round has as many batches as let every adapter be named over all runs, if SECONDS allow it; every adapter has
+    A run is as many batches as let every adapter be named over all runs, if SECONDS allow it; every adapter has
     answered a request of one token before.
     """
     settings, backbone = bench.settings, bench.load()
-    counts = sorted({count for count in COUNTS if count < settings.adapters} | {settings.adapters})
+    counts = [count for count in COUNTS if 2 * count <= settings.adapters] + [settings.adapters]
     loads = bench.loads(backbone)
     with serving(backbone, bench.fleet(backbone), settings.adapters, loads) as served:
         use_all(served)
@@ -33,7 +32,7 @@ def overhead(bench: Bench) -> Iterator[Row]:
         batches = _batches(settings, served.run(loads[0]))
         for popularity in (settings.popularity,) if settings.popularity else ("uniform", "zipf"):
             sides = [Users(served, loads, settings, popularity, count) for count in (0, *counts)]
-            timed = rounds({str(side.count): partial(side.laps, batches) for side in sides}, settings.runs)
+            timed = in_turn({str(side.count): side.lap for side in sides}, settings.runs * batches)
             yield from (_row(bench, side, timed) for side in sides)
 
 
@@ -55,17 +54,16 @@ class Users:
         self.draws = Draws(popularity, count, settings.requests, settings.distinct) if count else None
         self.drawn: list[list[int]] = []
 
-    def laps(self, batches: int, number: int) -> list[Lap]:
-        """Those of round `number`; what their requests name is drawn before the time is taken."""
-        named = [self.draws.batch() if self.draws else [] for _ in range(batches)]
-        if number >= 0:
-            self.drawn += named
-        first = max(number, 0) * batches
-        return [self.served.run(self.loads[(first + k) % len(self.loads)], own) for k, own in enumerate(named)]
+    def lap(self, number: int) -> Lap:
+        """What the requests name is drawn before the time is taken."""
+        named = self.draws.batch() if self.draws else []
+        if number != WARM_UP:
+            self.drawn.append(named)
+        return self.served.run(self.loads[number % len(self.loads)], named)
 
 
 def _batches(settings: Settings, lap: Lap) -> int:
-    """Of one round."""
+    """Of one run."""
     wanted = -(-settings.adapters // (settings.requests * settings.runs))
     return max(1, min(wanted, int(SECONDS / lap.seconds)))
 
@@ -74,7 +72,7 @@ def _row(bench: Bench, side: Users, timed: dict[str, Timed]) -> Row:
     own = timed[str(side.count)]
     return bench.row(
         "overhead",
-        f"{side.count:,} adapters" if side.count else "base",
+        f"{side.count:,} in use" if side.count else "base",
         adapters=side.count,
         distinct=round(statistics.median(len(set(batch)) for batch in side.drawn)),
         popularity=side.popularity,

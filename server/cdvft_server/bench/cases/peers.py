@@ -12,7 +12,7 @@ from cdvft_server.bench.mixed_lora import lora_names, wrap
 from cdvft_server.bench.padded import Plain, padded_over_real
 from cdvft_server.bench.popularity import Draws
 from cdvft_server.bench.served import Served, serving
-from cdvft_server.bench.timing import Lap, rounds
+from cdvft_server.bench.timing import Lap, in_turn
 
 __all__ = ["peers"]
 
@@ -57,17 +57,17 @@ class Match:
         popularity = settings.popularity or "distinct"
         batches = [self._draw(popularity, adapters, seed) for seed in range(settings.runs)]
 
-        def ours(number: int) -> list[Lap]:
-            return [self.served.run(self._load(number), batches[max(number, 0)])]
+        def ours(number: int) -> Lap:
+            return self.served.run(self._load(number), batches[number])
 
-        def its(number: int) -> list[Lap]:
+        def its(number: int) -> Lap:
             load, start = self._load(number), time.perf_counter()
-            theirs(load, batches[max(number, 0)])
+            theirs(load, batches[number])
             if self.served.backbone.device.type == "cuda":
                 torch.cuda.synchronize()
-            return [Lap(load.tokens, time.perf_counter() - start)]
+            return Lap(load.tokens, time.perf_counter() - start)
 
-        timed = rounds({"ours": ours, "its": its}, settings.runs)
+        timed = in_turn({"ours": ours, "its": its}, settings.runs)
         return self.bench.row(
             "peers",
             f"ours over {peer}",
@@ -89,7 +89,7 @@ class Match:
         return draws.batch()
 
     def _load(self, number: int) -> Load:
-        return self.loads[max(number, 0) % len(self.loads)]
+        return self.loads[number % len(self.loads)]
 
 
 def _continuous(match: Match, plain: Plain) -> Iterator[Row]:
