@@ -49,7 +49,9 @@ def bench() -> None:
 
 def _options(task: Task) -> Callable[[Any], Any]:
     def decorate(function: Any) -> Any:
-        flag = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+        flag = click.option(
+            "--json", "as_json", is_flag=True, envvar="CDVFT_JSON", help="Print one JSON object a line."
+        )
         function = flag(function)
         for name, (kind, default, text) in reversed(OPTIONS.items()):
             if ONLY_FOR.get(name, task) == task:
