@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from cdvft.backbone import Backbone, load_backbone
 
 from cdvft_server import demo
@@ -24,6 +25,7 @@ class Bench:
 
     def load(self) -> Backbone:
         """A base of its own: an engine changes its layers. Raises CdvftError."""
+        torch.set_num_threads(torch.get_num_threads())  # the same number in every thread, as the server does
         backbone = load_backbone(self.base, device=self.settings.device, dtype=self.settings.dtype)
         if self.settings.task == "generate" and backbone.lm_head is None:
             raise BenchError(f"--base {self.base} is an encoder and generates nothing; use `cdvft bench classify`")

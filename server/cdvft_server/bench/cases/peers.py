@@ -12,6 +12,7 @@ from cdvft_server.bench.mixed_lora import lora_names, wrap
 from cdvft_server.bench.padded import Plain, padded_over_real
 from cdvft_server.bench.popularity import Draws
 from cdvft_server.bench.served import Served, serving
+from cdvft_server.bench.settings import Popularity
 from cdvft_server.bench.timing import Lap, in_turn
 
 __all__ = ["peers"]
@@ -54,8 +55,8 @@ class Match:
     def row(self, peer: str, adapters: int, theirs: Theirs) -> Row:
         """With `adapters` in use, 0: the base on both sides. Raises what the peer raises."""
         settings = self.bench.settings
-        popularity = settings.popularity or "distinct"
-        batches = [self._draw(popularity, adapters, seed) for seed in range(settings.runs)]
+        popularity: Popularity = settings.popularity or "distinct"
+        batches = self._draws(popularity, adapters)
 
         def ours(number: int) -> Lap:
             return self.served.run(self._load(number), batches[number])
@@ -81,12 +82,13 @@ class Match:
             padded_over_real=self.waste,
         )
 
-    def _draw(self, popularity: str, adapters: int, seed: int) -> list[int]:
+    def _draws(self, popularity: Popularity, adapters: int) -> list[list[int]]:
+        """What the requests of each batch name; with `adapters` 0 nothing."""
         settings = self.bench.settings
         if not adapters:
-            return []
-        draws = Draws(popularity, adapters, settings.requests, settings.distinct, seed)  # type: ignore[arg-type]
-        return draws.batch()
+            return [[]] * settings.runs
+        draws = Draws(popularity, adapters, settings.requests, settings.distinct)
+        return [draws.batch() for _ in range(settings.runs)]
 
     def _load(self, number: int) -> Load:
         return self.loads[number % len(self.loads)]
