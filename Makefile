@@ -39,6 +39,8 @@ trials: install
 	$(BIN)/pytest tests/e2e -m trial -s --timeout=7200
 
 bench: install
+	$(BIN)/cdvft bench classify --shape roberta-base
+	$(BIN)/cdvft bench generate --shape llama-160m --runs 3
 	$(BIN)/python -m tests.bench.run
 
 soak: install

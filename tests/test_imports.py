@@ -15,7 +15,7 @@ SOURCES = {"cdvft": ROOT / "adapters", "cdvft_server": ROOT / "server", "cdvft_c
 LARGE = {
     *("torch", "safetensors", "transformers", "peft", "tokenizers", "huggingface_hub"),
     *("fastapi", "starlette", "uvicorn", "asyncio", "sqlalchemy", "alembic", "httpx", "cdvft", "cdvft_client"),
-    *(f"cdvft_server.{part}" for part in ("engine", "store", "service", "routes", "app", "cli", "text")),
+    *(f"cdvft_server.{part}" for part in ("engine", "store", "service", "routes", "app", "cli", "text", "bench")),
 }
 LIGHT = {f"cdvft.{name}" for name in ("errors", "files", "templates")}  # of the library, without torch
 HUGGING_FACE = {"transformers", "peft", "tokenizers", "huggingface_hub"}
@@ -38,6 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "cdvft_server.text": {"cdvft"},
     "cdvft_server.service": {"asyncio", "cdvft", "torch", *(f"cdvft_server.{p}" for p in ("engine", "store", "text"))},
     "cdvft_server.cli": LARGE,
+    "cdvft_server.bench": LARGE,
     "cdvft_server.connections": WEB | {"uvicorn"},
     "cdvft_server.serving": LARGE,  # the process: uvicorn around the app, for the command line
 }

@@ -1,4 +1,4 @@
-"""Training steps for `make bench`: the trainer's own batches, and those of a loop that pads what it draws."""
+"""Training steps: the trainer's own batches, and those of a loop that pads what it draws."""
 
 import random
 from collections.abc import Sequence

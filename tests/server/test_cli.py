@@ -82,7 +82,7 @@ def commands(group: click.Command = main, path: Names = ()) -> Iterator[tuple[tu
 def test_help_of_every_command_and_the_version() -> None:
     assert {" ".join(path) for path, _ in commands()} == {
         "serve", "train classify", "train lm", "push", "adapters", "alias", "unalias", "pin", "unpin", "download", "rm",
-        "classify", "complete", "inspect", "compare",
+        "classify", "complete", "inspect", "compare", "bench classify", "bench generate",
     }  # fmt: skip
     for path, command in commands():
         result = alone(*path, "--help")
@@ -96,7 +96,7 @@ def test_help_of_every_command_and_the_version() -> None:
 
 def test_help_loads_neither_torch_nor_the_web_server() -> None:
     heavy = ("torch", "transformers", "fastapi", "pydantic", "httpx")
-    for command in ("", "train classify"):
+    for command in ("", "train classify", "bench generate"):
         code = f"""
 import sys
 from cdvft_server.cli import main

@@ -10,15 +10,13 @@ from typing import Any
 from cdvft.accounting import adapter_cost
 from cdvft.backbone import load_backbone
 from cdvft.checkpoint import adapter_files
-from cdvft.methods import method_named
+from cdvft_server.bench.fleet import Fleet
 
-from tests.bench.run import OPTIONS
 from tests.bench.run import methods as serving_costs
 from tests.e2e import inputs
 from tests.paper import COLUMNS
 from tests.study import evidence
 from tests.study.runner import Training, command, record, records
-from tests.tiny import method_adapter
 
 TASKS = ("clinc_banking", "trec", "sst_2", "banking77", "snips")
 OTHERS: dict[str, dict[str, Any]] = {
@@ -79,7 +77,7 @@ def costs() -> str:
     columns = ["numbers", "files, bytes", "device, bytes", "shared, bytes", "FLOPs per token", "trec, s", "serving"]
     lines = [f"| method | {' | '.join(columns)} |", "| --- " * (len(columns) + 1) + "|"]
     for method, name in NAMES.items():
-        adapter = method_adapter(base, method_named(name), 0, 1, options=OPTIONS[name])
+        adapter = Fleet(base, name, "generate").adapter(1)
         cost = adapter_cost(adapter, adapter_files(adapter, base))
         seconds = [r["seconds"] for (m, task, _), r in found.items() if (m, task) == (method, "trec")]
         cells = [f"{cost.parameters:,}", f"{cost.disk_bytes:,}", f"{cost.device_bytes:,}"]

@@ -14,7 +14,7 @@ from cdvft.train.native import MethodTrainee
 from cdvft.train.tasks import Prepared
 from cdvft.train.trainee import Trainee
 
-__all__ = ["check_method", "learning_rates", "make_trainee", "site_specs"]
+__all__ = ["check_method", "learning_rates", "make_trainee", "method_specs", "site_specs"]
 
 # method: {option of the command line: (option of the method, default)}; a default of None is chosen by the method
 OPTIONS: Mapping[str, Mapping[str, tuple[str, Any]]] = {
@@ -74,9 +74,12 @@ def learning_rates(config: TrainConfig) -> dict[str, float]:
 
 def site_specs(config: TrainConfig, sites: set[Site]) -> dict[Site, Any]:
     """Each site's hyper-parameters; None for a method that PEFT trains."""
-    if config.method not in OURS:
-        return dict.fromkeys(sorted(sites))
-    method, options = method_named(config.method), _options(config)
+    return method_specs(config, sites) if config.method in OURS else dict.fromkeys(sorted(sites))
+
+
+def method_specs(config: TrainConfig, sites: set[Site]) -> dict[Site, Any]:
+    """Each site's hyper-parameters, whoever trains it."""
+    method, options = method_named(config.method), _options(config, sites)
     if config.method == "cdvft" and config.partition_size is None:
         return {site: method.spec({**options, "partition_size": fresh_partition_size(site)}, site) for site in sites}
     return {site: method.spec(options, site) for site in sites}
@@ -88,19 +91,19 @@ def make_trainee(config: TrainConfig, backbone: Backbone, prepared: Prepared) ->
         return MethodTrainee(backbone, prepared.spec, config.seed, prepared.scale, prepared.shift)
     from cdvft.train.peft_methods import PeftTrainee
 
-    options = _options(config)
-    if config.method == "lora" and options["lora_alpha"] is None:
-        options["lora_alpha"] = 2 * options["r"]
-    if config.method == "c3a" and options["block_size"] is None:
-        options["block_size"] = math.gcd(*(size for site in prepared.spec.sites for size in (site.d_in, site.d_out)))
+    options = _options(config, set(prepared.spec.sites))
     if config.method == "vera":
         options["save_projection"] = False  # drawn from the key, and frozen in a file of ours
     return PeftTrainee(backbone, prepared.spec, config.seed, options, scale=prepared.scale, shift=prepared.shift)
 
 
-def _options(config: TrainConfig) -> dict[str, Any]:
+def _options(config: TrainConfig, sites: set[Site]) -> dict[str, Any]:
     chosen = {}
     for name, (option, default) in OPTIONS[config.method].items():
         value = getattr(config, name)
         chosen[option] = default if value is None else value
+    if config.method == "lora" and chosen["lora_alpha"] is None:
+        chosen["lora_alpha"] = 2 * chosen["r"]
+    if config.method == "c3a" and chosen["block_size"] is None:
+        chosen["block_size"] = math.gcd(*(size for site in sites for size in (site.d_in, site.d_out)))
     return chosen

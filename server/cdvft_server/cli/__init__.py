@@ -23,6 +23,7 @@ COMMANDS = {
     "complete": ("client", "Continue a prompt; the text comes as it is generated."),
     "inspect": ("inspecting", "Show what an adapter folder holds and costs."),
     "compare": ("inspecting", "Show what several adapter folders cost, side by side."),
+    "bench": ("bench", "Measure what adapters cost, and what others do with the same work."),
 }
 """Name: (module in this package, the line in `cdvft --help`)."""
 

@@ -1,0 +1,21 @@
+"""The chosen cases on one base, row by row as they are measured."""
+
+from collections.abc import Callable, Iterator
+
+from cdvft_server.bench.base import base_of
+from cdvft_server.bench.bench import Bench, Row
+from cdvft_server.bench.cases import RUNNERS
+from cdvft_server.bench.settings import Settings
+from cdvft_server.bench.texts import read_texts
+
+__all__ = ["run_bench"]
+
+
+def run_bench(settings: Settings, note: Callable[[str], None]) -> Iterator[Row]:
+    """`note` hears what is left out, and why. Raises CdvftError, StartRefused for options that do not fit."""
+    settings.check()
+    texts = read_texts(settings.text, settings.task)
+    with base_of(settings, texts) as base:
+        bench = Bench(settings, base, texts, note)
+        for case in settings.cases:
+            yield from RUNNERS[case](bench)
