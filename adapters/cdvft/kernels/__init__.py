@@ -1,0 +1,5 @@
+"""Fast paths for serving, chosen in `choice`. Triton is imported only where it is chosen; torch is the fallback."""
+
+from cdvft.kernels.choice import Choice, Wanted, choose, fused_cdvft
+
+__all__ = ["Choice", "Wanted", "choose", "fused_cdvft"]
