@@ -76,10 +76,10 @@ def test_long_ones_with_a_middle_row_and_without(p: int, lack: tuple[int, int]) 
     assert Bank(p, lack=lack).error([3, 0, 1], (1, 4)) < 1e-6
 
 
-@pytest.mark.parametrize("at", [(1, 4), (4, 8), (16, 4)])
+@pytest.mark.parametrize("at", [(1, 4), (8, 4)])
 @pytest.mark.parametrize("grid", [(1, 3), (3, 1), (2, 2)])
 def test_grids_and_tiles_with_padded_sides(at: tuple[int, int], grid: tuple[int, int]) -> None:
-    rows = [0, 3, 3, 1, 0, 2, *[0] * 10, 1]
+    rows = [0, 3, 3, 1, 2, *[0] * 11, 1]
     assert Bank(12, *grid, lack=(5, 7)).error(rows, at) < 1e-6
 
 
@@ -94,7 +94,7 @@ def test_a_middle_row_with_several_tokens(q_in: int, n2: int, monkeypatch: pytes
 
 
 @given(st.integers(1, 40), st.integers(1, 3), st.integers(1, 3), st.data(), st.lists(st.integers(0, 3), max_size=4))
-@settings(max_examples=10)
+@settings(max_examples=8)
 def test_any_shape(p: int, q_in: int, q_out: int, data, rows: list[int]) -> None:
     lack = (data.draw(st.integers(0, p - 1)), data.draw(st.integers(0, p - 1)))
     bank = Bank(p, q_in, q_out, lack, seed=len(rows) + p)

@@ -53,12 +53,13 @@ def registers(ptx: str, capability: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("lengths", type=int, nargs="*", default=[4096, 3072, 2048, 1024, 768, 384])
+    parser.add_argument("--q-in", type=int, nargs="+", default=[1, 2], help="input blocks")
     parser.add_argument("--capability", type=int, choices=SHARED, default=90)
     parser.add_argument("--all-tiles", action="store_true", help="every entry of TILES, not the default alone")
     arguments = parser.parse_args()
     fits = True
     for p in arguments.lengths:
-        for q_in in (1, 2):
+        for q_in in arguments.q_in:
             for numbers, warps in fused.TILES if arguments.all_tiles else fused.TILES[:1]:
                 block, kernel = compiled(p, q_in, arguments.capability, numbers, warps)
                 shared = kernel.metadata.shared
