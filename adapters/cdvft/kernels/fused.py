@@ -2,8 +2,8 @@
 
 `y[t] += diag_out[r] * irfft(sum_j S[r][:, j] * rfft(diag_in[r] * x[t])_j)` with r = rows[t]; tokens of row 0 are not
 touched. Only x, y and the tables of the rows in use go through device memory; the FFTs (transforms.py) run on the
-tensor cores. It has run under Triton's interpreter and been compiled for sm_80 and sm_90, never run on a GPU: no speed
-is known. Importing this module imports triton: ask `cdvft.kernels.choice` first. The oracle is `Cdvft.dense`.
+tensor cores. It has run under Triton's interpreter and been compiled for sm_90, never run on a GPU: no speed is
+known. Importing this module imports triton: ask `cdvft.kernels.choice` first. The oracle is `Cdvft.dense`.
 """
 
 import torch
