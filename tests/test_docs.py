@@ -7,6 +7,7 @@ from typing import cast
 
 import pytest
 from cdvft.family import FAMILIES
+from cdvft.kernels import Choice
 from cdvft_server.config import ServeConfig
 from cdvft_server.engine.engine import Engine, EngineStats
 from cdvft_server.engine.merged import MergedPool
@@ -45,9 +46,9 @@ def test_no_setting_is_listed_that_does_not_exist() -> None:
 
 def test_every_metric_is_listed_and_no_other() -> None:
     stats = EngineStats()
-    engine = cast(Engine, SimpleNamespace(stats=lambda: stats))
+    engine = cast(Engine, SimpleNamespace(stats=lambda: stats, kernel=Choice("torch", "no reason")))
     read = read_gauges(engine, AdapterPool("cpu", 1), MergedPool(1), 0, LoadTimes())
-    names = [*read.gauges, *read.counters, *read.histograms, "http_responses", "http_seconds"]
+    names = [*read.gauges, *read.counters, *read.histograms, "kernel_info", "http_responses", "http_seconds"]
     rows = [line.split(" | ")[0] for line in text("api.md").splitlines() if line.startswith("| `cdvft_")]
     listed = re.findall(r"`cdvft_([a-z_]+)`", "".join(rows))
     assert sorted(listed) == sorted(names)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cdvft.kernels import Wanted
 from cdvft.methods.base import Method, Tensors
 from cdvft.site import Site
 
@@ -81,9 +82,11 @@ class MergedRun:
 
 
 class AdapterContext:
-    """Which adapters the forward that runs in this thread applies; handed to every adapted layer by constructor."""
+    """Which adapters the forward that runs in this thread applies; handed to every adapted layer by constructor.
+    `kernel`: which fast path methods that have one take."""
 
-    def __init__(self) -> None:
+    def __init__(self, kernel: Wanted = "auto") -> None:
+        self.kernel = kernel
         self._local = threading.local()
 
     @contextmanager
@@ -111,7 +114,7 @@ class AdapterContext:
                 continue
             layout, shared = bank.layouts[site.name], bank.shared.get(site.name, {})
             span = slice(bank.start, bank.stop)
-            if bank.method.add_rows(x[span], y[span], row_of_each, tables, layout):
+            if bank.method.add_rows(x[span], y[span], row_of_each, tables, layout, kernel=self.kernel):
                 continue
             for start, stop, rows in chunks:
                 picked = {name: _pick(table, rows) for name, table in tables.items()}

@@ -94,6 +94,9 @@ class ServeConfig(BaseSettings):
         (), description="More names that a Host header may have without keys (a variable has several with ',')"
     )
     max_batch_tokens: PositiveInt = Field(2048, description="Tokens of one forward pass")
+    kernel: Literal["auto", "native", "triton", "torch"] = Field(
+        "auto", description="CDVFT's fast path: C on the CPU, Triton on CUDA, torch where neither can run"
+    )
     threads: PositiveInt | None = Field(None, description="Threads of a forward pass; else one for each core")
     context_length: PositiveInt | None = Field(None, description="Prompt and answer together; else the base's longest")
     kv_tokens: PositiveInt | None = Field(None, description="Tokens of the KV arena that running requests share")

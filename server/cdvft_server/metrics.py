@@ -49,6 +49,9 @@ class _Read(Collector):
             yield GaugeMetricFamily(f"cdvft_{name}", text, value)
         for name, (text, value) in read.counters.items():
             yield CounterMetricFamily(f"cdvft_{name}", text, value)
+        kernel = GaugeMetricFamily("cdvft_kernel_info", "What runs CDVFT's products", labels=["kernel", "reason"])
+        kernel.add_metric([read.kernel.name, read.kernel.reason], 1)
+        yield kernel
         for name, (text, sources) in read.histograms.items():
             family = HistogramMetricFamily(f"cdvft_{name}", text, labels=["source"])
             for source, times in sources.items():

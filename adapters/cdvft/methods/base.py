@@ -6,12 +6,15 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from torch import Generator, Tensor
 
 from cdvft.errors import InvalidAdapter
 from cdvft.site import Site
+
+if TYPE_CHECKING:
+    from cdvft.kernels import Wanted
 
 __all__ = ["Method", "SpecT", "Tensors", "fft_flops"]
 
@@ -85,7 +88,9 @@ class Method(ABC, Generic[SpecT]):
         """`dW x` without building dW: `x [..., d_in]`, `tables` as `prepare` gives them, all but the shared ones with
         leading axes that broadcast against x's -> `[..., d_out]`, in the tables' real dtype."""
 
-    def add_rows(self, x: Tensor, y: Tensor, rows: Tensor, tables: Tensors, layout: Any) -> bool:
+    def add_rows(
+        self, x: Tensor, y: Tensor, rows: Tensor, tables: Tensors, layout: Any, *, kernel: "Wanted" = "auto"
+    ) -> bool:
         """`y[t] += dW[rows[t]] x[t]` in place by a kernel that reads the tables where they lie: `x [T, d_in]`,
         `y [T, d_out]`, `rows [T]` int64, `tables [rows, ...]`. False: there is none for these, nothing was done."""
         return False

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Generator, Tensor
@@ -19,6 +19,9 @@ from cdvft.methods.base import Method, Tensors, fft_flops
 from cdvft.methods.values import choice, integer, number, patterned, short
 from cdvft.patterns import lookup
 from cdvft.site import Site
+
+if TYPE_CHECKING:
+    from cdvft.kernels import Wanted
 
 __all__ = ["Cdvft", "CdvftLayout", "CdvftSpec", "fresh_partition_size"]
 
@@ -183,10 +186,12 @@ class Cdvft(Method[CdvftSpec]):
             y = block_circulant(y.unsqueeze(-2), square, layout.d_out).squeeze(-2) * diag_out[..., k + 1, :]
         return y
 
-    def add_rows(self, x: Tensor, y: Tensor, rows: Tensor, tables: Tensors, layout: CdvftLayout) -> bool:
+    def add_rows(
+        self, x: Tensor, y: Tensor, rows: Tensor, tables: Tensors, layout: CdvftLayout, *, kernel: "Wanted" = "auto"
+    ) -> bool:
         from cdvft.kernels import fused_cdvft
 
-        return fused_cdvft(x, y, rows, tables, layout)
+        return fused_cdvft(x, y, rows, tables, layout, wanted=kernel)
 
     def dense(self, tensors: Tensors, site: Site, spec: CdvftSpec) -> Tensor:
         """dW from the definition, padding included; no FFT."""

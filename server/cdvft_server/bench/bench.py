@@ -17,15 +17,15 @@ Row = dict[str, Any]
 
 
 class Bench:
-    """`base` is what `load_backbone` takes; `note` tells a person what was left out."""
+    """`base` is what `load_backbone` takes; `note` tells a person what was left out; `threads` are an engine's."""
 
     def __init__(self, settings: Settings, base: str, texts: Sequence[str], note: Callable[[str], None]) -> None:
         self.settings, self.base, self.texts, self.note = settings, base, texts, note
+        self.threads = torch.get_num_threads()
         self.dtype, self.device, self.name = settings.dtype, settings.device, ""  # as loaded, from the first load on
 
     def load(self) -> Backbone:
         """A base of its own: an engine changes its layers. Raises CdvftError."""
-        torch.set_num_threads(torch.get_num_threads())  # the same number in every thread, as the server does
         backbone = load_backbone(self.base, device=self.settings.device, dtype=self.settings.dtype)
         if self.settings.task == "generate" and backbone.lm_head is None:
             raise BenchError(f"--base {self.base} is an encoder and generates nothing; use `cdvft bench classify`")

@@ -11,7 +11,7 @@ from cdvft.formatting import encode_classification, encode_prompt
 
 from cdvft_server.bench.settings import BenchError, Settings
 from cdvft_server.bench.timing import Lap
-from cdvft_server.engine import Engine, Event, Failed, Lease, Request, SamplingParams, Token
+from cdvft_server.engine import Engine, Event, Failed, Lease, MergedUse, Request, SamplingParams, Token
 
 __all__ = ["Load", "greedy", "make_loads"]
 
@@ -39,8 +39,15 @@ class Load:
     def kv_tokens(self) -> int:
         return sum(map(len, self.prompts)) + (self.tokens if self.sampling else 0)
 
-    def run(self, engine: Engine, leases: Sequence[Lease | None], name: str = "") -> Lap:
-        """A lease for each request, None is the base; the engine gives them back. Raises the error of one that fails.
+    def run(
+        self,
+        engine: Engine,
+        leases: Sequence[Lease | None],
+        name: str = "",
+        merged: Sequence[MergedUse | None] | None = None,
+    ) -> Lap:
+        """A lease for each request, None is the base; the engine gives them back, and those of `merged`. Raises the
+        error of one that fails.
 
         `name`: begins the requests' ids, which must differ from those of all that run at the same time.
         """
@@ -55,10 +62,10 @@ class Load:
             if left[0] == 0:
                 done.set()
 
-        rows = zip(self.prompts, leases, strict=True)
+        rows = zip(self.prompts, leases, merged or [None] * len(leases), strict=True)
         requests = [
-            Request(f"{name}.{k}", ids, deliver, lease=lease, sampling=self.sampling)
-            for k, (ids, lease) in enumerate(rows)
+            Request(f"{name}.{k}", ids, deliver, lease=lease, sampling=self.sampling, merged=whole)
+            for k, (ids, lease, whole) in enumerate(rows)
         ]
         start = time.perf_counter()
         engine.submit(requests)

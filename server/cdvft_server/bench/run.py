@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator
 
+import torch
+
 from cdvft_server.bench.base import base_of
 from cdvft_server.bench.bench import Bench, Row
 from cdvft_server.bench.cases import RUNNERS
@@ -17,5 +19,9 @@ def run_bench(settings: Settings, note: Callable[[str], None]) -> Iterator[Row]:
     texts = read_texts(settings.text, settings.task)
     with base_of(settings, texts) as base:
         bench = Bench(settings, base, texts, note)
-        for case in settings.cases:
-            yield from RUNNERS[case](bench)
+        torch.set_num_threads(1)  # but in engines' threads, where all that is timed runs: docs/decisions.md
+        try:
+            for case in settings.cases:
+                yield from RUNNERS[case](bench)
+        finally:
+            torch.set_num_threads(bench.threads)

@@ -69,9 +69,17 @@ class Served:
 
 @contextmanager
 def serving(
-    backbone: Backbone, fleet: Fleet, adapters: int, loads: Sequence[Load], budget: int | None = None
+    backbone: Backbone,
+    fleet: Fleet,
+    adapters: int,
+    loads: Sequence[Load],
+    threads: int,
+    *,
+    budget: int | None = None,
+    fit_costs: bool = False,
 ) -> Iterator[Served]:
-    """The first `adapters` of the fleet resident; room for the largest of `loads`. `budget` None: what they need.
+    """The first `adapters` of the fleet resident; room for the largest of `loads`; an engine of so many threads.
+    `budget` None: what they need.
 
     Raises BenchError where the memory does not hold them.
     """
@@ -82,6 +90,8 @@ def serving(
         context_length=max(load.longest for load in loads),
         kv_tokens=max(load.kv_tokens for load in loads),
         max_queue=max(1024, *(len(load.prompts) for load in loads)),
+        threads=threads,
+        fit_costs=fit_costs,
     )
     engine = Engine(backbone, pool, config)
     served = Served(backbone, pool, engine, fleet)

@@ -10,6 +10,7 @@ from cdvft.errors import CdvftError
 from cdvft_server.bench.settings import CASES, POPULARITIES, Settings, Task
 from cdvft_server.bench.shapes import SHAPES
 from cdvft_server.cli.commands import Command, reported
+from cdvft_server.process import tune_process
 
 __all__ = ["bench"]
 
@@ -79,6 +80,7 @@ def _run(task: Task, as_json: bool, plot: Path | None, case: str | None, **optio
     settings = Settings(task, cases=(case,) if case else CASES, **options)
     if plot is not None and not plot.absolute().parent.is_dir():
         raise click.UsageError(f"--plot {plot}: there is no folder {plot.parent}; make it first")
+    tune_process()
     from cdvft_server.errors import StartRefused
 
     with reported(CdvftError, StartRefused, OSError):

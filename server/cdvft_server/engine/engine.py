@@ -5,12 +5,15 @@ A request is refused at `submit` or gets exactly one terminal event, on cancel, 
 
 import threading
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 import torch
 from cdvft.backbone import Backbone
+from cdvft.kernels import Choice, Wanted, machine_choice
 from cdvft.linear import AdapterContext, adapt
 from cdvft.prepared import PreparedAdapter
 
@@ -28,6 +31,8 @@ from cdvft_server.engine.scheduler import Scheduler
 
 __all__ = ["Engine", "EngineConfig", "EngineStats"]
 
+T = TypeVar("T")
+
 KV_BYTES = 1 << 30  # default memory for keys and values on the CPU
 KV_SHARE = 0.4  # and on an accelerator: of what is free
 KV_CONTEXTS = 64  # but never more than this many whole contexts by default
@@ -38,7 +43,7 @@ class EngineConfig:
     """`context_length` None: the base's longest input. `kv_tokens` None: what 1 GiB holds on the CPU (40% of the free
     memory on an accelerator), at most 64 contexts; a context longer than the arena is served up to the arena's size.
     `threads`: of torch, in the engine's thread alone; None: as many as everywhere else. `fit_costs`: measure the cost
-    model at start."""
+    model at start. `kernel`: CDVFT's fast path, by `cdvft.kernels`."""
 
     max_batch_tokens: int = 2048
     context_length: int | None = None
@@ -46,10 +51,11 @@ class EngineConfig:
     max_queue: int = 1024
     threads: int | None = None
     fit_costs: bool = False
+    kernel: Wanted = "auto"
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if value is not None and name != "fit_costs" and value < 1:
+            if isinstance(value, int) and name != "fit_costs" and value < 1:
                 raise ValueError(f"{name} must be at least 1, it is {value}")
 
 
@@ -74,7 +80,7 @@ class Engine:
         self._arena = _arena(backbone, self.config, longest)
         self.context_length = longest if self._arena is None else min(longest, self._arena.size)
         refuse_unsupported(backbone, self.context_length)
-        self._context = AdapterContext()
+        self._context = AdapterContext(self.config.kernel)
         adapt(backbone.model, backbone.info.sites, self._context)
         backbone.model.config._attn_implementation = ATTENTION
         self._limits = _limits(backbone, self.context_length)
@@ -84,6 +90,7 @@ class Engine:
         self._live: dict[str, Sequence] = {}
         self._arrivals: list[Sequence] = []
         self._cancelled: list[Sequence] = []
+        self._calls: list[Callable[[], None]] = []
         self._deadline: float | None = None  # monotonic seconds; set once the engine drains
         self._thread: threading.Thread | None = None
         self._proven = False
@@ -133,6 +140,23 @@ class Engine:
                 self._cancelled.append(sequence)
                 self._changed.notify_all()
 
+    def call(self, function: Callable[[], T]) -> "Future[T]":
+        """Run this in the engine's thread, between two steps: with its threads, and while no batch runs."""
+        called: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                called.set_result(function())
+            except BaseException as error:
+                called.set_exception(error)
+
+        with self._changed:
+            if self._deadline is not None:
+                raise Draining("the server is shutting down and takes no new requests")
+            self._calls.append(run)
+            self._changed.notify_all()
+        return called
+
     def stop(self, drain_seconds: float = 0.0) -> None:
         """Take nothing new, finish what was accepted until the deadline, cancel the rest; returns when that is done."""
         with self._changed:
@@ -158,6 +182,11 @@ class Engine:
                 kv_tokens_used=self._arena.used if self._arena else 0,
                 kv_tokens_total=self._arena.size if self._arena else 0,
             )
+
+    @property
+    def kernel(self) -> Choice:
+        """Which fast path CDVFT takes on this machine, and why."""
+        return machine_choice(self.backbone.device, self.config.kernel)
 
     @property
     def _waiting(self) -> int:
@@ -199,15 +228,23 @@ class Engine:
     def _take_orders(self) -> bool:
         """Wait until there is something to do; let arrivals in and cancelled requests out. False: stop serving."""
         with self._changed:
-            while not (self._arrivals or self._cancelled or self._scheduler.has_work or self._deadline is not None):
+            while not (
+                self._arrivals
+                or self._cancelled
+                or self._calls
+                or self._scheduler.has_work
+                or self._deadline is not None
+            ):
                 self._changed.wait()
             for sequence in self._arrivals:
                 self._scheduler.add(sequence)
-            cancelled = self._cancelled
-            self._arrivals, self._cancelled = [], []
+            cancelled, calls = self._cancelled, self._calls
+            self._arrivals, self._cancelled, self._calls = [], [], []
             deadline = self._deadline
         for sequence in cancelled:
             self._core.finish(sequence, "cancelled")
+        for call in calls:
+            call()
         return deadline is None or (self._scheduler.has_work and time.monotonic() < deadline)
 
     def _cancel_rest(self) -> None:

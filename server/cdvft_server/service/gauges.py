@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from cdvft.kernels import Choice
+
 from cdvft_server.engine.engine import Engine
 from cdvft_server.engine.merged import MergedPool
 from cdvft_server.engine.pool import AdapterPool
@@ -14,11 +16,12 @@ __all__ = ["Gauges", "read_gauges"]
 @dataclass(frozen=True)
 class Gauges:
     """Name -> (what it is, value). Gauges go up and down, counters only up. A histogram's value has one for each
-    `source`."""
+    `source`. `kernel` runs CDVFT's products."""
 
     gauges: dict[str, tuple[str, float]]
     counters: dict[str, tuple[str, float]]
     histograms: dict[str, tuple[str, Mapping[str, Times]]]
+    kernel: Choice
 
 
 def read_gauges(engine: Engine, adapters: AdapterPool, merged: MergedPool, calls: int, times: LoadTimes) -> Gauges:
@@ -61,4 +64,5 @@ def read_gauges(engine: Engine, adapters: AdapterPool, merged: MergedPool, calls
         histograms={
             "adapter_load_seconds": ("Time until an adapter that is wanted is on the device, by source", times.read())
         },
+        kernel=engine.kernel,
     )

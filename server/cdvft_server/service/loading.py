@@ -54,6 +54,7 @@ def make_engine(config: ServeConfig, backbone: Backbone, pool: AdapterPool, thre
         kv_tokens=config.kv_tokens,
         max_queue=config.max_queue + max(config.max_classify_rows, config.max_sequences),
         threads=threads,
+        kernel=config.kernel,
         fit_costs=config.merged_memory != 0,
     )
     try:

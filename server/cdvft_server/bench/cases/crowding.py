@@ -44,7 +44,7 @@ def crowding(bench: Bench, backbone: Backbone, fleet: Fleet) -> Iterator[Row]:
     with (
         tempfile.TemporaryDirectory(prefix="cdvft-bench-") as folder,
         stored_fleet(fleet, max(FACTORS) * fitting, Path(folder)) as stored,
-        serving(backbone, fleet, 0, loads, budget) as served,
+        serving(backbone, fleet, 0, loads, bench.threads, budget=budget) as served,
     ):
         traffic = Traffic(served, stored, loads, clients=max(1, min(settings.requests, fitting // 2)))
         sides: dict[str, Side] = {

@@ -1,5 +1,7 @@
 """Adapters beside the base's weights (fft), in weights of their own (merged), or whichever the engine takes (auto)."""
 
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from random import Random
@@ -8,6 +10,7 @@ from cdvft_server.bench.bench import Bench, Row
 from cdvft_server.bench.loads import Load, greedy
 from cdvft_server.bench.served import Served, serving
 from cdvft_server.bench.timing import Lap, Side, in_turn
+from cdvft_server.engine import Lease, MergedPool, MergedUse, merge_adapter
 
 __all__ = ["merged"]
 
@@ -26,40 +29,51 @@ def merged(bench: Bench) -> Iterator[Row]:
     lengths = [length for length in LENGTHS if length <= most]
     loads = {length: _load(bench, length, backbone.config.vocab_size) for length in lengths}
     count = min(settings.distinct or settings.requests, settings.adapters)
-    with serving(backbone, bench.fleet(backbone), count, list(loads.values())) as served:
-        modes = supported_modes(served)
-        for mode in MODES:
-            if mode not in modes:
-                bench.note(f"merged: this engine does not run adapters in mode {mode}: left out")
-        for length, load in loads.items():
-            yield from _rows(bench, served, load, length, [mode for mode in MODES if mode in modes])
+    with serving(backbone, bench.fleet(backbone), count, list(loads.values()), bench.threads, fit_costs=True) as served:
+        modes = Modes(served)
+        for load in loads.values():
+            yield from _rows(bench, modes, load)
 
 
-def supported_modes(served: Served) -> tuple[str, ...]:
-    """What this engine can run an adapter in."""
-    return tuple(getattr(served.engine, "modes", ("fft",)))
+class Modes:
+    """Every resident adapter merged, too; what `auto` takes, it decides as the service does."""
+
+    def __init__(self, served: Served) -> None:
+        self.served, self._pool = served, MergedPool(sys.maxsize)
+        for number in range(len(served.digests)):
+            self._pool.place(merge_adapter(served.backbone, served.fleet.adapter(number))).release()
+
+    def run(self, mode: str, load: Load, adapters: list[int]) -> Lap:
+        """One batch in this mode; its tokens are the segments', generating or not."""
+        leases = self.served.leases(load, adapters)
+        tokens = Counter[str]()
+        for ids, lease in zip(load.prompts, leases, strict=True):
+            tokens[lease.digest if lease else ""] += len(ids)
+        merged = [self._use(mode, lease, tokens) if lease and adapters else None for lease in leases]
+        return Lap(sum(map(len, load.prompts)), load.run(self.served.engine, leases, merged=merged).seconds)
+
+    def _use(self, mode: str, lease: Lease, tokens: Counter[str]) -> MergedUse | None:
+        merged = None if mode == "fft" else self._pool.acquire(lease.digest)
+        if merged is None:
+            return None
+        if mode == "merged":
+            return MergedUse(merged, prompt=True, decode_from=1)
+        sites = [self.served.backbone.info.sites[name] for name in lease.sites]
+        least = self.served.engine.costs.least_tokens(lease.method, lease.flops, sites)
+        return MergedUse(merged, prompt=tokens[lease.digest] >= least, decode_from=least)
 
 
-def run_in(served: Served, mode: str, load: Load, adapters: list[int]) -> Lap:
-    """One batch in this mode; its tokens are the segments', generating or not."""
-    leases = served.leases(load, adapters)
-    for lease in leases:
-        if lease is not None and lease.mode != mode:
-            lease.mode = mode
-    return Lap(sum(map(len, load.prompts)), load.run(served.engine, leases).seconds)
-
-
-def _rows(bench: Bench, served: Served, load: Load, length: int, modes: list[str]) -> Iterator[Row]:
-    requests = len(load.prompts)
-    adapters = [k % len(served.digests) for k in range(requests)]
+def _rows(bench: Bench, modes: Modes, load: Load) -> Iterator[Row]:
+    length, requests = len(load.prompts[0]), len(load.prompts)
+    adapters = [k % len(modes.served.digests) for k in range(requests)]
 
     def base(_: int) -> Lap:
-        return run_in(served, "fft", load, [])
+        return modes.run("fft", load, [])
 
     def side(mode: str, _: int) -> Lap:
-        return run_in(served, mode, load, adapters)
+        return modes.run(mode, load, adapters)
 
-    sides: dict[str, Side] = {"base": base, **{mode: partial(side, mode) for mode in modes}}
+    sides: dict[str, Side] = {"base": base, **{mode: partial(side, mode) for mode in MODES}}
     timed = in_turn(sides, bench.settings.runs)
     for name, own in timed.items():
         count = 0 if name == "base" else len(set(adapters))

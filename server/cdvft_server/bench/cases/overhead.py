@@ -26,7 +26,7 @@ def overhead(bench: Bench) -> Iterator[Row]:
     settings, backbone = bench.settings, bench.load()
     counts = [count for count in COUNTS if 2 * count <= settings.adapters] + [settings.adapters]
     loads = bench.loads(backbone)
-    with serving(backbone, bench.fleet(backbone), settings.adapters, loads) as served:
+    with serving(backbone, bench.fleet(backbone), settings.adapters, loads, bench.threads) as served:
         use_all(served)
         served.run(loads[0])  # warm
         batches = _batches(settings, served.run(loads[0]))

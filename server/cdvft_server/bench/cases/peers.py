@@ -28,7 +28,7 @@ def peers(bench: Bench) -> Iterator[Row]:
     settings, backbone = bench.settings, bench.load()
     loads = bench.loads(backbone)
     count = min(settings.distinct or settings.requests, settings.adapters)
-    with serving(backbone, bench.fleet(backbone), count, loads) as served:
+    with serving(backbone, bench.fleet(backbone), count, loads, bench.threads) as served:
         plain = Plain(bench.load(), settings.task == "generate")
         match = Match(bench, served, loads, count)
         yield match.row("transformers padded", 0, lambda load, _: plain.run(load))
@@ -62,8 +62,9 @@ class Match:
             return self.served.run(self._load(number), batches[number])
 
         def its(number: int) -> Lap:
+            """In the engine's thread, which has the threads and the memory that ours have."""
             load, start = self._load(number), time.perf_counter()
-            theirs(load, batches[number])
+            self.served.engine.call(lambda: theirs(load, batches[number])).result()
             if self.served.backbone.device.type == "cuda":
                 torch.cuda.synchronize()
             return Lap(load.tokens, time.perf_counter() - start)

@@ -60,7 +60,7 @@ def _config(bench: Bench, folder: Path) -> OwnConfig:
     """Raises BenchError for variables that no server knows."""
     options: dict[str, Any] = {"base": bench.base, "served_name": "bench-base", "port": 0}
     options |= {"database": f"sqlite:///{folder.absolute() / 'server.db'}"}
-    options |= {"dtype": bench.settings.dtype, "device": bench.settings.device}
+    options |= {"dtype": bench.settings.dtype, "device": bench.settings.device, "threads": bench.threads}
     try:
         return OwnConfig(**options)
     except ValidationError as error:
