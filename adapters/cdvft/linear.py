@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -38,11 +39,13 @@ class BankSlice:
     runs: Sequence[tuple[int, int]]
     shared: Mapping[str, Tensors] = field(default_factory=dict)
 
+    @cached_property
     def row_of_each(self) -> Tensor:
         """`[stop - start]` int64, on the tables' device."""
         device = next(iter(next(iter(self.tables.values())).values())).device
         return torch.tensor([row for row, n in self.runs for _ in range(n)], dtype=torch.int64, device=device)
 
+    @cached_property
     def chunks(self) -> list[tuple[int, int, int | Tensor]]:
         """(start, stop, row or rows `[stop - start]`): long runs by one row, neighbouring short ones together."""
         chunks: list[tuple[int, int, int | Tensor]] = []
@@ -95,7 +98,7 @@ class AdapterContext:
         too."""
         if getattr(self._local, "plan", None) is not None:
             raise RuntimeError("a batch is active already; adapter contexts do not nest")
-        self._local.plan = [(s, s.row_of_each(), s.chunks()) for s in slices]
+        self._local.plan = slices
         self._local.merged = merged
         try:
             yield
@@ -108,15 +111,15 @@ class AdapterContext:
 
     def add_delta(self, site: Site, x: Tensor, y: Tensor) -> None:
         """`y += dW x` in place for the active slices: `x [T, d_in]`, `y [T, d_out]`."""
-        for bank, row_of_each, chunks in getattr(self._local, "plan", None) or ():
+        for bank in getattr(self._local, "plan", None) or ():
             tables = bank.tables.get(site.name)
             if tables is None:
                 continue
             layout, shared = bank.layouts[site.name], bank.shared.get(site.name, {})
             span = slice(bank.start, bank.stop)
-            if bank.method.add_rows(x[span], y[span], row_of_each, tables, layout, kernel=self.kernel):
+            if bank.method.add_rows(x[span], y[span], bank.row_of_each, tables, layout, kernel=self.kernel):
                 continue
-            for start, stop, rows in chunks:
+            for start, stop, rows in bank.chunks:
                 picked = {name: _pick(table, rows) for name, table in tables.items()}
                 picked.update(shared)
                 y[start:stop] += bank.method.apply(x[start:stop].float(), picked, layout).to(y.dtype)

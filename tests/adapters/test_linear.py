@@ -49,7 +49,7 @@ runs_of_tokens = st.lists(st.tuples(st.integers(0, 4), lengths), max_size=8)
 def test_chunks_cover_the_slice_in_order_with_the_right_rows(start: int, runs: list[tuple[int, int]]) -> None:
     bank_slice = BANKS[0].slice(start, runs)
     position, rows = start, []
-    for begin, end, picked in bank_slice.chunks():
+    for begin, end, picked in bank_slice.chunks:
         assert begin == position
         assert 0 < end - begin <= CHUNK
         rows += [picked] * (end - begin) if isinstance(picked, int) else picked.tolist()

@@ -151,6 +151,8 @@ class Engine:
                 called.set_exception(error)
 
         with self._changed:
+            if self._thread is None:
+                raise RuntimeError("the engine has not been started: it has no thread yet")
             if self._deadline is not None:
                 raise Draining("the server is shutting down and takes no new requests")
             self._calls.append(run)

@@ -12,35 +12,24 @@ that reads the row has run. Row 0 is never handed out.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from cdvft.heads import HeadSpec
-from cdvft.methods.base import Tensors
 from cdvft.prepared import PreparedAdapter
 
 from cdvft_server.engine.bank import Bank, Placement
+from cdvft_server.engine.books import STEP, Books, Head, Resident, growth, moved, prepared_of, smallest_growth
 from cdvft_server.engine.hostcache import HostCache
 
 __all__ = ["AdapterPool", "Head", "Lease", "PoolFull", "PoolStats"]
 
-FIRST_ROWS = 8
-STEP = 16  # a full bank is resized by a sixteenth of its rows or more: so many row copies for each that is placed
 NEARLY = 8  # banks within an eighth of the largest evict their own
 
 
 class PoolFull(RuntimeError):
     """The budget holds no room for this adapter: everything else in it is in use or pinned."""
-
-
-@dataclass(frozen=True)
-class Head:
-    """An adapter's classifier on the device."""
-
-    spec: HeadSpec
-    tensors: Tensors
 
 
 @dataclass(frozen=True)
@@ -58,27 +47,10 @@ class PoolStats:
     pinned: int
 
 
-@dataclass(eq=False)
-class _Resident:
-    digest: str
-    bank: Bank
-    row: int
-    head: Head | None
-    head_bytes: int
-    flops: float
-    leases: int = 0
-    doomed: bool = False
-    pinned: bool = False
-
-    @property
-    def placement(self) -> Placement:
-        return Placement(self.bank.view, self.row)
-
-
 class Lease:
     """A promise that the adapter stays on the device. `head` is None for an lm adapter."""
 
-    def __init__(self, pool: "AdapterPool", resident: _Resident) -> None:
+    def __init__(self, pool: "AdapterPool", resident: Resident) -> None:
         self._pool, self._resident = pool, resident
         self.digest = resident.digest
         self.head = resident.head
@@ -91,38 +63,6 @@ class Lease:
     def release(self) -> None:
         """Give the promise back; calling it again does nothing."""
         self._pool._release(self)
-
-
-@dataclass(eq=False)
-class _Books:
-    """Everything that `_lock` guards."""
-
-    residents: dict[str, _Resident] = field(default_factory=dict)
-    banks: dict[Hashable, Bank] = field(default_factory=dict)
-    idle: dict[Bank, "OrderedDict[str, _Resident]"] = field(default_factory=dict)  # least recently used first
-    head_bytes: int = 0
-    leaving: set[str] = field(default_factory=set)  # evicted, on its way to the host
-    placed: int = 0
-    evicted: int = 0
-
-    @property
-    def bytes_used(self) -> int:
-        return self.head_bytes + sum(bank.nbytes for bank in self.banks.values())
-
-    def rest(self, resident: _Resident) -> None:
-        """It may be evicted from now on, unless somebody uses or wants it; a deleted one goes."""
-        if resident.leases:
-            return
-        if resident.doomed:
-            self.drop(resident)
-        elif not resident.pinned:
-            self.idle[resident.bank][resident.digest] = resident
-
-    def drop(self, resident: _Resident) -> None:
-        del self.residents[resident.digest]
-        self.idle[resident.bank].pop(resident.digest, None)
-        resident.bank.give_row(resident.row)
-        self.head_bytes -= resident.head_bytes
 
 
 class AdapterPool:
@@ -139,7 +79,7 @@ class AdapterPool:
         self.host = host or HostCache(0)
         self._lock = threading.Lock()
         self._placing = threading.Lock()
-        self._books = _Books()
+        self._books = Books()
         self._numbers = 0
 
     def acquire(self, digest: str) -> Lease | None:
@@ -217,7 +157,7 @@ class AdapterPool:
                 pinned=sum(r.pinned for r in books.residents.values()),
             )
 
-    def _lease(self, resident: _Resident) -> Lease:
+    def _lease(self, resident: Resident) -> Lease:
         resident.leases += 1
         self._books.idle[resident.bank].pop(resident.digest, None)
         return Lease(self, resident)
@@ -252,13 +192,13 @@ class AdapterPool:
             row = bank.take_row()
         try:
             bank.write_row(row, prepared.tables)
-            head = None if prepared.head is None else Head(prepared.head, _moved(prepared.head_tensors, self._device))
+            head = None if prepared.head is None else Head(prepared.head, moved(prepared.head_tensors, self._device))
         except BaseException:
             with self._lock:
                 bank.give_row(row)
             raise
         with self._lock:
-            resident = _Resident(prepared.digest, bank, row, head, prepared.head_nbytes, prepared.flops)
+            resident = Resident(prepared.digest, bank, row, head, prepared.head_nbytes, prepared.flops)
             self._books.residents[prepared.digest] = resident
             self._books.head_bytes += prepared.head_nbytes
             self._books.placed += 1
@@ -269,11 +209,11 @@ class AdapterPool:
         while True:
             with self._lock:
                 spare = self._budget - self._books.bytes_used - prepared.head_nbytes
-                grown = bank.capacity + (0 if bank.free else _smallest_growth(bank))
+                grown = bank.capacity + (0 if bank.free else smallest_growth(bank))
                 missing = bank.bytes_of(grown) - bank.nbytes - spare
                 if bank.free and missing <= 0:
                     return
-                rows = _growth(bank, spare, prepared.head_nbytes) if missing <= 0 else 0
+                rows = growth(bank, spare, prepared.head_nbytes) if missing <= 0 else 0
             if rows:
                 if not (evict and rows < bank.capacity // STEP and self._evict(bank, 1)):
                     bank.resize_tables(bank.capacity + rows)
@@ -347,51 +287,13 @@ class AdapterPool:
         self._keep(bank, victims)  # their rows stay as they are: who writes to rows holds `_placing`
         return bool(victims)
 
-    def _keep(self, bank: Bank, victims: Sequence[_Resident]) -> None:
+    def _keep(self, bank: Bank, victims: Sequence[Resident]) -> None:
         """Onto the host, unless they are deleted meanwhile."""
         if self.host.is_on and victims:
             for resident, tables in zip(victims, bank.read_rows([own.row for own in victims]), strict=True):
-                self.host.put(_prepared(resident, tables, self.host))
+                self.host.put(prepared_of(resident, tables, self.host))
         with self._lock:
             deleted = [own.digest for own in victims if own.digest not in self._books.leaving]
             self._books.leaving.clear()
         for digest in deleted:
             self.host.discard(digest)
-
-
-def _prepared(resident: _Resident, tables: Mapping[str, Tensors], host: HostCache) -> PreparedAdapter:
-    """What was placed, on the CPU; `tables` are its own."""
-    bank, head = resident.bank, resident.head
-    shared = host.shared_tables(bank.signature)
-    return PreparedAdapter(
-        digest=resident.digest,
-        method=bank.view.method,
-        signature=bank.signature,
-        tables=tables,
-        layouts=bank.view.layouts,
-        head=None if head is None else head.spec,
-        head_tensors={} if head is None else {name: own.to("cpu") for name, own in head.tensors.items()},
-        nbytes=bank.row_bytes,
-        head_nbytes=resident.head_bytes,
-        shared=bank.read_shared() if shared is None else shared,
-        shared_nbytes=bank.shared_bytes,
-    )
-
-
-def _smallest_growth(bank: Bank) -> int:
-    """Rows: a new bank starts with row 0 and one more."""
-    return 1 if bank.capacity else 2
-
-
-def _growth(bank: Bank, spare: int, head: int) -> int:
-    """Rows to add: doubling, but near the budget half of what is left, so that other banks find some, or all of it
-    where half is not worth a copy of the bank. Each row is thought to bring a head of `head` bytes."""
-    spare -= bank.bytes_of(1) - bank.row_bytes if bank.capacity == 0 else 0
-    fitting = spare // (bank.row_bytes + head)
-    share = fitting // 2 if fitting // 2 >= bank.capacity // STEP else fitting
-    return min(max(bank.capacity, FIRST_ROWS), max(share, _smallest_growth(bank)))
-
-
-def _moved(tensors: Mapping[str, torch.Tensor], device: torch.device) -> Tensors:
-    """Copies: the pool's bytes are its own, whatever the caller does with theirs."""
-    return {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}
