@@ -29,15 +29,18 @@ DISTINCT = 32
 
 def methods(runs: int) -> Iterator[dict[str, Any]]:
     """For each method, 32 distinct adapters with their heads in a batch of 32 against the base with one head."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # but in the engine's thread, as a server does
     texts = [row["text"] for row in inputs.rows(inputs.data("sst_2", "valid"))[:DISTINCT]]
     for method in METHODS:
         backbone = load_backbone(str(inputs.model("minilm-roberta")))
         [load] = make_loads(backbone, texts, Settings("classify", requests=DISTINCT))
         fleet = Fleet(backbone.info, method.name, "classify")
-        with serving(backbone, fleet, DISTINCT, [load]) as served:
+        with serving(backbone, fleet, DISTINCT, [load], threads) as served:
             sizes = {"row_bytes": served.row_bytes, "shared_bytes": served.shared_bytes}
             times = _times(lambda _: served.run(load), lambda _: served.run(load, range(DISTINCT)), runs)  # noqa: B023
         yield {"case": "methods", "method": method.name, **sizes, **times}
+    torch.set_num_threads(threads)
 
 
 def training(runs: int) -> Iterator[dict[str, Any]]:

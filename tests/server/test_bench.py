@@ -91,7 +91,9 @@ def test_distinct_and_popularity_are_what_was_asked(folder: Path) -> None:
 
 @pytest.mark.parametrize("task", ["classify", "generate"])
 def test_residency_has_upload_cold_load_bytes_and_crowding(folder: Path, task: str) -> None:
-    upload, cold, size, *crowded = task_rows(folder, task, "residency")
+    upload, cold, warm, size, *crowded = task_rows(folder, task, "residency")
+    assert (cold["what"], warm["what"]) == ("cold load from the store", "cold load from the host")
+    assert warm["cold_load_ms"] > 0
     assert upload["upload_to_first_answer_ms"] > 0
     assert cold["cold_load_ms"] > 0
     assert 1.0 <= size["device_bytes_ratio"] < 1.2
@@ -107,6 +109,16 @@ def test_merged_has_a_row_for_each_length_and_mode(folder: Path, task: str) -> N
     assert modes == {"base", "fft", "merged", "auto"}
     assert {(row["segment_tokens"], row["mode"]) for row in found} == {(n, mode) for n in (1, 16, 64) for mode in modes}
     assert all(row["ratio_to_base"] > 0 for row in found)
+
+
+@pytest.mark.parametrize("task", ["classify", "generate"])
+def test_http_against_the_engine_of_the_same_server(folder: Path, task: str) -> None:
+    found = task_rows(folder, task, "http")
+    ways = ["engine", "HTTP, a call for each"] + (["HTTP, one call"] if task == "classify" else [])
+    assert [row["what"] for row in found] == ways
+    assert found[0]["ratio_to_engine"] == 1.0
+    assert all(row["p50_ms"] > 0 and row["distinct"] == 4 for row in found)
+    assert [row["server_ms_per_request"] is None for row in found] == [name == "engine" for name in ways]
 
 
 def test_peers_of_a_classifier(folder: Path) -> None:
@@ -170,7 +182,7 @@ def test_the_embedded_base_serves_both_tasks() -> None:
         (["classify", "--text", "bad.jsonl"], 1, '--text bad.jsonl: line 2 must be a JSON object with "text"'),
         (["classify", "--text", "none.jsonl"], 2, "'none.jsonl' does not exist"),
         (["classify", "--plot", "nowhere/x.png"], 2, "--plot nowhere/x.png: there is no folder nowhere"),
-        (["classify", "--case", "all"], 2, "'all' is not one of 'overhead', 'residency', 'merged', 'peers'"),
+        (["classify", "--case", "all"], 2, "'all' is not one of 'overhead', 'residency', 'merged', 'peers', 'http'"),
         (["classify", "--adapters", "0"], 2, "0 is not in the range x>=1"),
         (["classify", "--max-tokens", "1"], 2, "No such option"),
         (["generate", "--base", "decoder", "--max-tokens", "256"], 1, "--max-tokens 256: the base takes 256 tokens"),
@@ -266,7 +278,7 @@ def test_a_shape_becomes_a_base_that_serves(name: str, tmp_path: Path) -> None:
     backbone = load_backbone(str(make_base(cut, tmp_path / name, texts)))
     task: Any = "classify" if shape.kind == "encoder" else "generate"
     loads = make_loads(backbone, texts, Settings(task, requests=4, max_tokens=2))
-    with serving(backbone, Fleet(backbone.info, "cdvft", task), 4, loads) as served:
+    with serving(backbone, Fleet(backbone.info, "cdvft", task), 4, loads, 1) as served:
         assert served.run(loads[0], [0, 1, 2, 3]).tokens == loads[0].tokens
         assert served.run(loads[0]).seconds > 0
 

@@ -2,16 +2,23 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
+from pydantic import ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
+from cdvft_server.bench.bench import Bench
+from cdvft_server.bench.loads import Load
+from cdvft_server.bench.settings import BenchError
+from cdvft_server.bench.timing import Lap
 from cdvft_server.config import ServeConfig
-from cdvft_server.service import Service
+from cdvft_server.service import TENANT, Service
 from cdvft_server.serving import Server, make_server
 
-__all__ = ["OwnConfig", "live"]
+__all__ = ["Running", "live", "own_config"]
 
 
 class OwnConfig(ServeConfig):
@@ -29,7 +36,9 @@ class OwnConfig(ServeConfig):
         return (init_settings,)
 
 
-class _Running:
+class Running:
+    """`url` and `service` once it is up."""
+
     def __init__(self, config: ServeConfig) -> None:
         self.config, self.url = config, ""
         self.server: Server | None = None
@@ -45,9 +54,15 @@ class _Running:
         self.up.set()
 
     async def _serve(self) -> None:
-        service = await Service.start(self.config)
-        self.server = make_server(self.config, service, self._announce, log_level="error")
+        self.service = await Service.start(self.config)
+        self.server = make_server(self.config, self.service, self._announce, log_level="error")
         await self.server.serve()
+
+    def run(self, load: Load, names: Sequence[str]) -> Lap:
+        """The load in the server's own engine, request k with the adapter `names[k]`, which must be resident."""
+        parts = self.service._parts
+        rows = [parts.store.get(TENANT, name, parts.base.digest) for name in names]
+        return load.run(parts.engine, [parts.pool.acquire(row.digest) for row in rows])
 
     def _announce(self, url: str) -> None:
         self.url = url
@@ -55,16 +70,27 @@ class _Running:
 
 
 @contextmanager
-def live(config: ServeConfig) -> Iterator[str]:
-    """The address of a server that runs inside the block. Raises what its start raises."""
-    running = _Running(config)
+def live(config: ServeConfig) -> Iterator[Running]:
+    """A server that runs inside the block. Raises what its start raises."""
+    running = Running(config)
     running.thread.start()
     running.up.wait()
     try:
         if running.failure is not None:
             raise running.failure
-        yield running.url
+        yield running
     finally:
         if running.server is not None:
             running.server.should_exit = True
         running.thread.join()
+
+
+def own_config(bench: Bench, folder: Path) -> OwnConfig:
+    """Raises BenchError for variables that no server knows."""
+    options: dict[str, Any] = {"base": bench.base, "served_name": "bench-base", "port": 0}
+    options |= {"database": f"sqlite:///{folder.absolute() / 'server.db'}"}
+    options |= {"dtype": bench.settings.dtype, "device": bench.settings.device, "threads": bench.threads}
+    try:
+        return OwnConfig(**options)
+    except ValidationError as error:
+        raise BenchError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None

@@ -62,11 +62,20 @@ def _peers(axes: Any, rows: Sequence[Row]) -> None:
     axes.set(xlabel="our throughput over the peer's", title="peers")
 
 
+def _http(axes: Any, rows: Sequence[Row]) -> None:
+    bars = axes.barh([row["what"] for row in rows], [row["p50_ms"] for row in rows])
+    axes.bar_label(bars, fmt="%.1f", padding=3)
+    axes.margins(x=0.15)
+    axes.invert_yaxis()
+    axes.set(xlabel="milliseconds of a batch, median", title="http")
+
+
 DRAWN: Mapping[str, Callable[[Any, Sequence[Row]], None]] = {
     "overhead": _overhead,
     "residency": _residency,
     "merged": _merged,
     "peers": _peers,
+    "http": _http,
 }
 
 

@@ -13,7 +13,7 @@ __all__ = ["CASES", "POPULARITIES", "BenchError", "Popularity", "Settings", "Tas
 
 Task = Literal["classify", "generate"]
 Popularity = Literal["uniform", "zipf", "identical", "distinct"]
-CASES = ("overhead", "residency", "merged", "peers")
+CASES = ("overhead", "residency", "merged", "peers", "http")
 POPULARITIES: tuple[Popularity, ...] = ("uniform", "zipf", "identical", "distinct")
 
 

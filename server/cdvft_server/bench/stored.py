@@ -18,15 +18,22 @@ TENANT = "bench"
 
 
 class Stored:
-    """`rows[k]` is adapter k. `sources` are the places from which an adapter can be loaded, by name: only the store."""
+    """`rows[k]` is adapter k. `sources` are the places from which an adapter can be loaded, by name."""
 
     def __init__(self, store: Store, base: BaseInfo, rows: list[VersionRow]) -> None:
         self.store, self.base, self.rows = store, base, rows
-        self.sources: Mapping[str, Callable[[VersionRow], PreparedAdapter]] = {"store": self.read}
+        self._host: dict[int, PreparedAdapter] = {}
+        self.sources: Mapping[str, Callable[[VersionRow], PreparedAdapter]] = {"store": self.read, "host": self.keep}
 
     def read(self, row: VersionRow) -> PreparedAdapter:
         """Store read, parse and check, prepare: what a server does for an adapter that is not in memory."""
         return prepare_adapter(read_adapter(self.store.files(row.id), self.base, row.form_labels))
+
+    def keep(self, row: VersionRow) -> PreparedAdapter:
+        """In serving form in the host's memory, as the host cache has it; read at the first time."""
+        if row.id not in self._host:
+            self._host[row.id] = self.read(row)
+        return self._host[row.id]
 
     def load(self, number: int, pool: AdapterPool, source: str = "store") -> Lease:
         """Onto the device. Raises PoolFull."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 
 from cdvft_server.bench.bench import Bench, Row
+from cdvft_server.bench.cases.http import http
 from cdvft_server.bench.cases.merged import merged
 from cdvft_server.bench.cases.overhead import overhead
 from cdvft_server.bench.cases.peers import peers
@@ -15,4 +16,5 @@ RUNNERS: Mapping[str, Callable[[Bench], Iterator[Row]]] = {
     "residency": residency,
     "merged": merged,
     "peers": peers,
+    "http": http,
 }

@@ -4,18 +4,15 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from cdvft.checkpoint import adapter_files, freeze, write_folder
 from cdvft.prepared import prepare_adapter
 from cdvft_client import Client
-from pydantic import ValidationError
 
 from cdvft_server.bench.bench import Bench, Row
 from cdvft_server.bench.cases.crowding import crowding
 from cdvft_server.bench.fleet import Fleet
-from cdvft_server.bench.live import OwnConfig, live
-from cdvft_server.bench.settings import BenchError
+from cdvft_server.bench.live import live, own_config
 from cdvft_server.bench.stored import stored_fleet
 from cdvft_server.bench.timing import milliseconds
 from cdvft_server.engine import AdapterPool
@@ -42,7 +39,7 @@ def _upload(bench: Bench, fleet: Fleet, folder: Path) -> Row:
     for number in range(WARM_UP + settings.runs):
         adapter = fleet.adapter(number)
         write_folder(folder / str(number), freeze(adapter_files(adapter, fleet.base), adapter))
-    with live(_config(bench, folder)) as url, Client(url) as client:
+    with live(own_config(bench, folder)) as running, Client(running.url) as client:
         for number in range(WARM_UP + settings.runs):
             text = bench.texts[number % len(bench.texts)]
             start = time.perf_counter()
@@ -56,22 +53,13 @@ def _upload(bench: Bench, fleet: Fleet, folder: Path) -> Row:
     return bench.row("residency", "upload to first answer", upload_to_first_answer_ms=times["p50_ms"], **times)
 
 
-def _config(bench: Bench, folder: Path) -> OwnConfig:
-    """Raises BenchError for variables that no server knows."""
-    options: dict[str, Any] = {"base": bench.base, "served_name": "bench-base", "port": 0}
-    options |= {"database": f"sqlite:///{folder.absolute() / 'server.db'}"}
-    options |= {"dtype": bench.settings.dtype, "device": bench.settings.device, "threads": bench.threads}
-    try:
-        return OwnConfig(**options)
-    except ValidationError as error:
-        raise BenchError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
-
-
 def _cold_loads(bench: Bench, fleet: Fleet, device: object, folder: Path) -> Iterator[Row]:
     """From every place that an adapter can be loaded from, to a bank's row; the adapter is forgotten after it."""
     runs = bench.settings.runs
     with stored_fleet(fleet, WARM_UP + runs, folder) as stored:
         pool = AdapterPool(str(device), 4 * prepare_adapter(fleet.adapter(0)).least_memory)
+        for row in stored.rows:
+            stored.keep(row)
         for source in stored.sources:
             seconds = []
             for number in range(WARM_UP + runs):
