@@ -119,7 +119,6 @@ def test_what_the_kernel_leaves_to_torch(spec: CdvftSpec, reason: str | None, mo
     chosen = _choose.__wrapped__(torch.device("cpu"), bank(spec)[1], spec.num_factors, "auto")
     assert chosen.name == ("torch" if reason else "triton")
     assert (reason or "") in chosen.reason
-    assert choose(*bank(spec), "torch").reason == "asked for"
 
 
 def test_a_cpu_takes_native_or_torch() -> None:

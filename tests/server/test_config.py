@@ -77,7 +77,7 @@ def test_variables_of_other_programs_are_not(monkeypatch: pytest.MonkeyPatch) ->
         {"port": 70000},
         {"device": "gpu"},
         {"dtype": "int8"},
-        {"mode": "merged"},
+        {"mode": "lora"},
         {"max_queue": 0},
         {"max_json_bytes": 0},
         {"delete_wait_seconds": 31},

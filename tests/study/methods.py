@@ -82,7 +82,7 @@ def costs() -> str:
         seconds = [r["seconds"] for (m, task, _), r in found.items() if (m, task) == (method, "trec")]
         cells = [f"{cost.parameters:,}", f"{cost.disk_bytes:,}", f"{cost.device_bytes:,}"]
         cells += [f"{cost.shared_device_bytes:,}", f"{cost.flops:,.0f}"]
-        cells.append(f"{statistics.fmean(seconds):.0f}" if seconds else "")
+        cells.append(f"{min(seconds):.0f}" if seconds else "")
         cells.append(f"{serving[name]['ratio']:.3f}" if name in serving else "")
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
