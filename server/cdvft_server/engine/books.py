@@ -91,6 +91,7 @@ def prepared_of(resident: Resident, tables: Mapping[str, Tensors], host: HostCac
         head_nbytes=resident.head_bytes,
         shared=bank.read_shared() if shared is None else shared,
         shared_nbytes=bank.shared_bytes,
+        flops=resident.flops,
     )
 
 

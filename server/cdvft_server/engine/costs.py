@@ -5,6 +5,7 @@ method's FLOPs. Merged, it leaves that product for one of its own, which costs a
 part for each token. Both are lines in the number of tokens; where they cross, merging begins to pay.
 """
 
+import logging
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from functools import partial
 import torch
 from cdvft.backbone import Backbone
 from cdvft.errors import InvalidAdapter
+from cdvft.kernels import Wanted
 from cdvft.linear import AdapterContext, BankSlice
 from cdvft.methods import METHODS, Method
 from cdvft.methods.base import Tensors
@@ -23,8 +25,12 @@ from torch.nn import functional
 
 __all__ = ["CostModel", "Line", "fit_costs"]
 
+log = logging.getLogger(__name__)
+
 FEW, MANY, LARGE = 16, 256, 1024  # tokens of the products that are timed
 RUNS = 7
+SECONDS = 0.2  # of one kind of call; two runs at least
+MATRICES = 4  # of one shape, taken in turn
 TOKENS_EACH = 16  # neighbours of one adapter in the timed batch
 
 
@@ -63,20 +69,27 @@ class CostModel:
 
 
 @torch.inference_mode()
-def fit_costs(backbone: Backbone) -> CostModel:
-    """Some tenths of a second; in the thread, and with the number of threads, that will serve."""
+def fit_costs(backbone: Backbone, kernel: Wanted = "auto") -> CostModel:
+    """A second or two, more where a single product takes long; in the thread, and with the number of threads, that will
+    serve. What fails is left out: it is never merged by `auto`.
+    """
     by_shape: dict[tuple[int, int], list[Site]] = {}
     for site in backbone.info.sites.values():
         by_shape.setdefault((site.d_out, site.d_in), []).append(site)
     products, base = {}, {}
     for shape, sites in by_shape.items():
-        weights = [backbone.model.get_submodule(site.name).weight for site in sites]
+        weights = [backbone.model.get_submodule(site.name).weight for site in sites[:MATRICES]]
         seconds = {n: _product_seconds(weights, n) for n in (FEW, MANY, LARGE)}
         products[shape] = Line.through(seconds[FEW], seconds[MANY])
         base[shape] = (seconds[LARGE] - seconds[MANY]) / (LARGE - MANY)
     name = backbone.info.family.projections["q"]
     site = next(site for site in backbone.info.sites.values() if site.name.endswith(name))
-    flop = {method.name: _flop_seconds(method, site, backbone) for method in METHODS}
+    flop = {}
+    for method in METHODS:
+        try:
+            flop[method.name] = _flop_seconds(method, site, backbone, kernel)
+        except Exception as error:
+            log.warning("the cost of %s could not be measured: %s", method.name, error)
     return CostModel(products, base, flop)
 
 
@@ -86,7 +99,7 @@ def _product_seconds(weights: list[Tensor], tokens: int) -> float:
     return _median_seconds([partial(functional.linear, x, weight) for weight in weights], x.device)
 
 
-def _flop_seconds(method: Method[object], site: Site, backbone: Backbone) -> float:
+def _flop_seconds(method: Method[object], site: Site, backbone: Backbone, kernel: Wanted) -> float:
     """Of MANY tokens of several adapters, through the layer's own code."""
     spec = _usual_spec(method, site)
     tables, shared = _tables(method, site, spec, backbone.device)
@@ -97,7 +110,7 @@ def _flop_seconds(method: Method[object], site: Site, backbone: Backbone) -> flo
     bank = BankSlice(0, MANY, method, {site.name: widened}, layouts, runs, {site.name: shared})
     x = torch.randn(MANY, site.d_in, dtype=backbone.dtype, device=backbone.device)
     y = torch.zeros(MANY, site.d_out, dtype=backbone.dtype, device=backbone.device)
-    context = AdapterContext()
+    context = AdapterContext(kernel)
     with context.activate([bank]):
         seconds = _median_seconds([lambda: context.add_delta(site, x, y)], x.device)
     return seconds / (MANY * method.flops(site, spec))
@@ -125,8 +138,10 @@ def _median_seconds(calls: Sequence[Callable[[], object]], device: torch.device)
     """Of one call, after all were called once."""
     for call in calls:
         call()
-    times = []
+    times: list[float] = []
     for k in range(max(RUNS, len(calls))):
+        if len(times) > 1 and sum(times) > SECONDS:
+            break
         _wait(device)
         start = time.perf_counter()
         calls[k % len(calls)]()

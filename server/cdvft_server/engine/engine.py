@@ -108,12 +108,14 @@ class Engine:
         with self._changed:
             if self._thread is not None or self._deadline is not None:
                 raise RuntimeError("an engine starts once")
+            elsewhere = torch.get_num_threads()
             started: Future[None] = Future()
             self._thread = threading.Thread(target=self._serve, args=(started,), name="cdvft-engine", daemon=True)
             self._thread.start()
-        elsewhere = torch.get_num_threads()
-        started.result()
-        torch.set_num_threads(elsewhere)  # torch hands the number that was set last to threads that begin later
+        try:
+            started.result()
+        finally:
+            torch.set_num_threads(elsewhere)  # torch hands the number that was set last to threads that begin later
 
     def submit(self, requests: AbstractSequence[Request]) -> None:
         """Queue all or none; from then on the engine owns their leases. Raises RequestRefused, QueueFull, Draining."""
@@ -145,6 +147,8 @@ class Engine:
         called: Future[T] = Future()
 
         def run() -> None:
+            if not called.set_running_or_notify_cancel():
+                return
             try:
                 called.set_result(function())
             except BaseException as error:
@@ -206,6 +210,9 @@ class Engine:
                 if lease.claimed or lease in leases:
                     raise RequestRefused(request.id, "lease", "the lease belongs to another request; each has its own")
                 leases.add(lease)
+            use = request.merged
+            if use is not None and (lease is None or use.lease.weights.digest != lease.digest):
+                raise RequestRefused(request.id, "merged", "the merged weights are not those of the request's adapter")
 
     # on the engine thread
 
@@ -214,9 +221,14 @@ class Engine:
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
         try:
-            self.costs = fit_costs(self.backbone) if self.config.fit_costs else self.costs
+            if self.config.fit_costs:
+                self.costs = fit_costs(self.backbone, self.config.kernel)
         except BaseException as error:
-            return started.set_exception(error)
+            with self._changed:
+                self._deadline = time.monotonic()
+            self._cancel_rest()
+            started.set_exception(error)
+            return
         started.set_result(None)
         while self._take_orders():
             try:

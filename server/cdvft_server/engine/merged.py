@@ -5,6 +5,7 @@ last lease on them is given back.
 """
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -79,6 +80,7 @@ class MergedUse:
 @dataclass(eq=False)
 class _Entry:
     weights: MergedWeights
+    used: float  # monotonic seconds
     leases: int = 0
     doomed: bool = False
 
@@ -103,20 +105,28 @@ class MergedPool:
             self._entries.move_to_end(digest)
             return self._lease(entry)
 
+    def check_room(self, nbytes: int, unused_for: float = 0.0) -> None:
+        """Raises PoolFull where weights of this size have no place now; only those may go for them that nobody leases,
+        or has leased for `unused_for` seconds."""
+        with self._lock:
+            self._victims(nbytes, unused_for)
+
     def again(self, lease: MergedLease) -> MergedLease:
         """One more lease on weights that are leased."""
         with self._lock:
             return self._lease(lease._entry)
 
-    def place(self, weights: MergedWeights) -> MergedLease:
-        """Keep the weights and lease them; idle ones go for them. Raises PoolFull."""
+    def place(self, weights: MergedWeights, unused_for: float = 0.0) -> MergedLease:
+        """Keep the weights and lease them; others go for them as in `check_room`. Raises PoolFull."""
         with self._lock:
             entry = self._entries.get(weights.digest)
             if entry is not None:
                 entry.doomed = False
                 return self._lease(entry)
-            self._make_room(weights)
-            entry = self._entries[weights.digest] = _Entry(weights)
+            for victim in self._victims(weights.nbytes, unused_for):
+                self._drop(victim)
+                self._evicted += 1
+            entry = self._entries[weights.digest] = _Entry(weights, time.monotonic())
             self._bytes += weights.nbytes
             self._placed += 1
             return self._lease(entry)
@@ -134,25 +144,24 @@ class MergedPool:
         with self._lock:
             return MergedStats(len(self._entries), self._bytes, self.budget_bytes, self._placed, self._evicted)
 
-    def _make_room(self, weights: MergedWeights) -> None:
+    def _victims(self, nbytes: int, unused_for: float) -> list[_Entry]:
         """All or nothing: nobody is evicted for what does not fit anyway."""
-        missing = self._bytes + weights.nbytes - self.budget_bytes
+        missing, before = self._bytes + nbytes - self.budget_bytes, time.monotonic() - unused_for
         victims = []
         for entry in self._entries.values():
-            if missing > 0 and entry.leases == 0:
+            if missing > 0 and entry.leases == 0 and entry.used <= before:
                 victims.append(entry)
                 missing -= entry.weights.nbytes
         if missing > 0:
             raise PoolFull(
-                f"no room for the merged weights of adapter {weights.digest}, {weights.nbytes} bytes: there are "
-                f"{self.budget_bytes} and the others in them are in use"
+                f"no room for {nbytes} bytes of merged weights: there are {self.budget_bytes}, and the others in them "
+                "are in use"
             )
-        for entry in victims:
-            self._drop(entry)
-            self._evicted += 1
+        return victims
 
     def _lease(self, entry: _Entry) -> MergedLease:
         entry.leases += 1
+        entry.used = time.monotonic()
         return MergedLease(self, entry)
 
     def _release(self, lease: MergedLease) -> None:
@@ -161,6 +170,7 @@ class MergedPool:
                 return
             lease._released = True
             lease._entry.leases -= 1
+            lease._entry.used = time.monotonic()
             if lease._entry.leases == 0 and lease._entry.doomed:
                 self._drop(lease._entry)
 

@@ -88,6 +88,11 @@ class AdapterPool:
             resident = self._books.residents.get(digest)
             return None if resident is None or resident.doomed else self._lease(resident)
 
+    def again(self, lease: Lease) -> Lease:
+        """One more lease on an adapter that is leased, even if it is to be forgotten after that."""
+        with self._lock:
+            return self._lease(lease._resident)
+
     def place(self, prepared: PreparedAdapter, *, evict: bool = True) -> Lease:
         """Make the adapter resident and lease it, without `evict` only where there is room. Raises PoolFull."""
         with self._placing:

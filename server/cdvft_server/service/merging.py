@@ -6,18 +6,21 @@ adapter that passes HOT_TOKENS is merged beside the traffic.
 
 import asyncio
 import logging
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Literal, get_args
 
 from cdvft.adapter import Adapter
 
+from cdvft_server.engine.admission import Draining
 from cdvft_server.engine.batch import Request
 from cdvft_server.engine.merged import MergedLease, MergedUse, merge_adapter, merged_bytes
 from cdvft_server.engine.pool import Lease, PoolFull
 from cdvft_server.errors import ApiError
+from cdvft_server.exceptions import StoreError
 from cdvft_server.service.parts import Parts
 from cdvft_server.store import VersionRow
 
@@ -26,6 +29,7 @@ __all__ = ["MODES", "Merging", "Mode", "mode_of"]
 log = logging.getLogger(__name__)
 
 HOT_TOKENS = 4096
+UNUSED_SECONDS = 60.0  # after which merged weights may go for others that are only hot
 MAX_COUNTED = 4096  # adapters; then counting starts anew
 
 Wish = Literal["fft", "merged", "auto"]  # what a request may say
@@ -38,8 +42,8 @@ class Merging:
 
     def __init__(self, parts: Parts, read: Callable[[VersionRow], Adapter]) -> None:
         self._backbone, self._engine, self._workers = parts.backbone, parts.engine, parts.workers
-        self._pool, self._read = parts.merged, read
-        self._building: dict[str, asyncio.Task[None]] = {}
+        self._pool, self._read, self._wait_seconds = parts.merged, read, parts.config.pool_wait_seconds
+        self._building: dict[str, _Build] = {}
         self._turn = asyncio.Semaphore(1)
         self._counted: Counter[str] = Counter()
 
@@ -51,35 +55,54 @@ class Merging:
         tokens: Mapping[str, int],
         leases: ExitStack,
     ) -> dict[str, MergedUse]:
-        """`use` for each adapter of a call, by digest; `held` and `tokens` are by digest, too."""
+        """`use` for each adapter of a classify call, by digest; `held` and `tokens` are by digest, too."""
+        wanted = {row.digest: row for row in rows}
+        if mode == "merged":
+            self._check_fit([(row, held[digest]) for digest, row in wanted.items()])
         found = {}
-        for row in {row.digest: row for row in rows}.values():
-            use = await self.use(row, held[row.digest], mode, tokens[row.digest], leases)
+        for digest, row in wanted.items():
+            use = await self.use(row, held[digest], mode, tokens[digest], leases, generates=False)
             if use is not None:
-                found[row.digest] = use
+                found[digest] = use
         return found
 
-    async def use(self, row: VersionRow, lease: Lease, mode: Mode, tokens: int, leases: ExitStack) -> MergedUse | None:
+    async def use(
+        self, row: VersionRow, lease: Lease, mode: Mode, tokens: int, leases: ExitStack, *, generates: bool = True
+    ) -> MergedUse | None:
         """How a call's requests on this lease use merged weights, None where they do not; its own lease is given back
         with `leases`. `tokens`: what the call puts through the adapter at once, all its prompts.
 
         Raises ApiError unsupported_mode where `merged` asks for what can never be, PoolFull where not now.
         """
         if mode == "merged":
-            self._check_fits(row, lease)
-            return self._held(MergedUse(await self._merged(row), prompt=True, decode_from=1), leases)
-        if mode == "merged where it fits" and self._bytes(lease) <= self._pool.budget_bytes:
-            with suppress(PoolFull):
-                return self._held(MergedUse(await self._merged(row), prompt=True, decode_from=1), leases)
+            self._check_fit([(row, lease)])
+            return self._always(await self._merged(row, lease), leases)
+        if mode == "fft" or self._bytes(lease) > self._pool.budget_bytes:
             return None
-        if mode != "auto" or self._bytes(lease) > self._pool.budget_bytes:
+        if mode == "auto":
+            return self._if_it_pays(row, lease, tokens, leases, generates)
+        try:
+            return self._always(await self._merged(row, lease), leases)
+        except (PoolFull, ApiError, StoreError) as error:
+            log.warning("adapter %s@%s runs unmerged: %s", row.name, row.version, error)
             return None
-        least = self._least_tokens(lease)
+
+    def _always(self, lease: MergedLease, leases: ExitStack) -> MergedUse:
+        return self._held(MergedUse(lease, prompt=True, decode_from=1), leases)
+
+    def _if_it_pays(
+        self, row: VersionRow, lease: Lease, tokens: int, leases: ExitStack, generates: bool
+    ) -> MergedUse | None:
+        """A prompt of many tokens, or decode steps of many requests; what is hot and not merged is counted."""
+        sites = [self._backbone.info.sites[name] for name in lease.sites]
+        least = self._engine.costs.least_tokens(lease.method, lease.flops, sites)
+        if tokens < least and (math.isinf(least) or not generates):
+            return None
         merged = self._pool.acquire(row.digest)
         if merged is not None:
             return self._held(MergedUse(merged, prompt=tokens >= least, decode_from=least), leases)
         if tokens >= least:
-            self._count(row, tokens)
+            self._count(row, lease, tokens)
         return None
 
     def share(self, use: MergedUse | None, shares: ExitStack) -> MergedUse | None:
@@ -92,17 +115,15 @@ class Merging:
         leases.callback(use.lease.release)
         return use
 
-    def _least_tokens(self, lease: Lease) -> float:
-        sites = [self._backbone.info.sites[name] for name in lease.sites]
-        return self._engine.costs.least_tokens(lease.method, lease.flops, sites)
-
     def discard(self, digest: str) -> None:
         self._pool.discard(digest)
         self._counted.pop(digest, None)
+        if digest in self._building:
+            self._building[digest].discarded = True
 
     async def close(self) -> None:
-        """No merging goes on after this."""
-        tasks = list(self._building.values())
+        """No merging goes on after this; who waits for one hears that the server is stopping."""
+        tasks = [build.task for build in self._building.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -110,47 +131,99 @@ class Merging:
     def _bytes(self, lease: Lease) -> int:
         return merged_bytes(self._backbone.info.sites, lease.sites, self._backbone.dtype)
 
-    def _check_fits(self, row: VersionRow, lease: Lease) -> None:
-        needed = self._bytes(lease)
+    def _check_fit(self, wanted: Sequence[tuple[VersionRow, Lease]]) -> None:
+        """Raises ApiError where memory without anything else in it would hold fewer."""
+        needed = sum(self._bytes(lease) for _, lease in wanted)
         if needed > self._pool.budget_bytes:
+            names = ", ".join(f"{row.name}@{row.version}" for row, _ in wanted[:3]) + (", ..." if wanted[3:] else "")
             raise ApiError(
                 "unsupported_mode",
-                f"adapter {row.name}@{row.version} takes {needed} bytes merged, this server has "
-                f"{self._pool.budget_bytes} for merged weights (--merged-memory); use fft or auto",
+                f"{names}: {needed} bytes merged, this server has {self._pool.budget_bytes} for merged weights "
+                "(--merged-memory); use fft or auto",
                 "x-adapter-mode",
             )
 
-    def _count(self, row: VersionRow, tokens: int) -> None:
+    def _count(self, row: VersionRow, lease: Lease, tokens: int) -> None:
+        """Merge what is hot, where there is room that nobody used for a while. What failed must be ten times as hot."""
         if len(self._counted) > MAX_COUNTED:
             self._counted.clear()
         self._counted[row.digest] += tokens
-        if self._counted[row.digest] >= HOT_TOKENS and row.digest not in self._building:
-            del self._counted[row.digest]
-            self._build(row).add_done_callback(_told)
+        if self._counted[row.digest] < HOT_TOKENS or row.digest in self._building:
+            return
+        self._counted[row.digest] = -9 * HOT_TOKENS
+        with suppress(PoolFull):
+            self._pool.check_room(self._bytes(lease), UNUSED_SECONDS)
+            self._build(row, lease, asked=False)
 
-    async def _merged(self, row: VersionRow) -> MergedLease:
-        """A lease of the caller's own, after the merging that was needed."""
-        while True:
-            merged = self._pool.acquire(row.digest)
-            if merged is not None:
-                return merged
-            await asyncio.shield(self._building.get(row.digest) or self._build(row))
+    async def _merged(self, row: VersionRow, lease: Lease) -> MergedLease:
+        """A lease of the caller's own, after the merging that was needed. Raises PoolFull, also after a long wait."""
+        try:
+            async with asyncio.timeout(self._wait_seconds):
+                while True:
+                    merged = self._pool.acquire(row.digest)
+                    if merged is not None:
+                        return merged
+                    build = self._building.get(row.digest)
+                    if build is None or build.task.done():
+                        self._pool.check_room(self._bytes(lease))
+                        build = self._build(row, lease, asked=True)
+                    await build.wait()
+        except TimeoutError:
+            raise PoolFull(f"adapter {row.name}@{row.version} is still to be merged; ask again") from None
 
-    def _build(self, row: VersionRow) -> "asyncio.Task[None]":
-        task = asyncio.create_task(self._merge(row), name=f"merge {row.digest}")
-        self._building[row.digest] = task
-        task.add_done_callback(lambda _: self._building.pop(row.digest, None))
-        return task
+    def _build(self, row: VersionRow, lease: Lease, *, asked: bool) -> "_Build":
+        build = _Build(asked)
+        build.task = asyncio.create_task(self._merge(row, self._bytes(lease), build), name=f"merge {row.digest}")
+        self._building[row.digest] = build
 
-    async def _merge(self, row: VersionRow) -> None:
+        def ended(task: "asyncio.Task[None]") -> None:
+            if self._building.get(row.digest) is build:
+                del self._building[row.digest]
+            _tell(task, build)
+
+        build.task.add_done_callback(ended)
+        return build
+
+    async def _merge(self, row: VersionRow, nbytes: int, build: "_Build") -> None:
         async with self._turn:
+            if build.asked and not build.waiting:
+                return  # everybody who asked has left
+            unused_for = 0.0 if build.waiting else UNUSED_SECONDS
+            self._pool.check_room(nbytes, unused_for)
             weights = await self._workers.run_long(lambda: merge_adapter(self._backbone, self._read(row)))
-            self._pool.place(weights).release()
+            self._pool.place(weights, unused_for).release()
+            if build.discarded:
+                self._pool.discard(row.digest)
 
 
-def _told(task: "asyncio.Task[None]") -> None:
-    if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, PoolFull):
-        log.error("an adapter could not be merged", exc_info=error)
+class _Build:
+    """One merging. `asked`: for a request, not for traffic; `discarded`: the adapter was deleted meanwhile."""
+
+    task: "asyncio.Task[None]"
+
+    def __init__(self, asked: bool) -> None:
+        self.asked = asked
+        self.waiting = 0
+        self.discarded = False
+
+    async def wait(self) -> None:
+        """Until it has ended; raises what it ended with."""
+        self.waiting += 1
+        try:
+            await asyncio.shield(self.task)
+        except asyncio.CancelledError:
+            if self.task.cancelled():
+                raise Draining("the server is shutting down") from None
+            raise
+        finally:
+            self.waiting -= 1
+
+
+def _tell(task: "asyncio.Task[None]", build: _Build) -> None:
+    """Log what no request hears of."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None and not build.waiting and not build.discarded and not isinstance(error, PoolFull):
+        log.error("an adapter could not be merged: %s", error)
 
 
 def mode_of(request: Request) -> str:

@@ -102,12 +102,10 @@ class Residency:
 
     def shares(self, lease: Lease | None, count: int, leases: ExitStack) -> list[Lease | None]:
         """`count` more leases on an adapter that is leased (None is the base), given back with `leases`."""
-        shares = [lease and self._pool.acquire(lease.digest) for _ in range(count)]
+        shares = [lease and self._pool.again(lease) for _ in range(count)]
         for share in shares:
             if share is not None:
                 leases.callback(share.release)
-        if lease is not None and None in shares:
-            raise unavailable("adapter_unavailable", "the adapter was deleted while the request began")
         return shares
 
     def of(self, digest: str) -> Literal["device", "host", "store"]:

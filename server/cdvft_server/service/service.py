@@ -104,13 +104,15 @@ class Service:
 
     async def close(self) -> None:
         """End the engine, write what is unwritten, leave no thread or process. May be called after `drain`."""
-        await self.drain(self.config.drain_seconds)
-        await self._residency.close()
-        await self._merging.close()
-        await self._parts.hits.close()
-        for part in (self._parts.workers, self._parts.templates, self._parts.store):
-            await asyncio.to_thread(part.close)
-        torch.set_num_threads(self._threads_before)
+        try:
+            await self.drain(self.config.drain_seconds)
+            await self._residency.close()
+            await self._merging.close()
+            await self._parts.hits.close()
+            for part in (self._parts.workers, self._parts.templates, self._parts.store):
+                await asyncio.to_thread(part.close)
+        finally:
+            torch.set_num_threads(self._threads_before)
 
     def gauges(self) -> Gauges:
         """The engine's and the pool's numbers now."""

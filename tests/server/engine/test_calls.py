@@ -22,6 +22,30 @@ def test_calls_run_in_the_engines_thread_beside_requests(llama, decoder):
             decoder.assert_greedy(prompt, None, stream.tokens, 20)
 
 
+def test_a_call_that_was_given_up_does_not_run(llama):
+    with serving(llama) as served:
+        begun, go, ran = threading.Event(), threading.Event(), threading.Event()
+        first = served.engine.call(lambda: begun.set() or go.wait(WAIT))
+        assert begun.wait(WAIT)
+        given_up = served.engine.call(ran.set)
+        assert given_up.cancel()
+        go.set()
+        assert first.result(WAIT)
+        assert served.engine.call(lambda: "alive").result(WAIT) == "alive"
+        assert not ran.is_set()
+
+
+def test_an_engine_whose_start_fails_ends_what_waits(llama, monkeypatch):
+    monkeypatch.setattr("cdvft_server.engine.engine.fit_costs", lambda *_: 1 // 0)
+    with serving(llama, start=False, fit_costs=True) as served:
+        early = served.generate([5, 6], None)
+        with pytest.raises(ZeroDivisionError):
+            served.engine.start()
+        assert early.reason() == "cancelled"
+        with pytest.raises(Draining):
+            served.generate([5, 6], None)
+
+
 def test_a_stopped_or_unstarted_engine_takes_no_calls(llama):
     engine = Engine(llama, AdapterPool(llama.device, 1 << 20))
     with pytest.raises(RuntimeError, match="has not been started"):

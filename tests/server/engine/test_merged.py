@@ -6,8 +6,9 @@ import pytest
 import torch
 from cdvft.backbone import load_backbone
 from cdvft.linear import AdapterContext, adapt
+from cdvft.methods.lora import Lora
 from cdvft.site import Site
-from cdvft_server.engine import CostModel, MergedPool, MergedUse, MergedWeights, PoolFull, merge_adapter
+from cdvft_server.engine import CostModel, MergedPool, MergedUse, MergedWeights, PoolFull, RequestRefused, merge_adapter
 from cdvft_server.engine.costs import FEW, MANY, Line, fit_costs
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -102,6 +103,37 @@ def test_a_culprit_in_a_merged_batch_fails_alone(roberta, monkeypatch):
             assert listener.logits() == pytest.approx(alone, abs=1e-5)
         for listener in listeners[1::2]:
             assert "not finite" in str(listener.error())
+
+
+def test_merged_weights_of_another_adapter_are_refused(roberta):
+    one, other = (random_adapter(roberta.info, seed, "classification") for seed in (1, 2))
+    pool = MergedPool(BUDGET)
+    with serving(roberta) as served:
+        request = served.request([5, 6], one, merged=uses(pool, merge_adapter(roberta, other)))
+        with pytest.raises(RequestRefused, match="not those of the request's adapter"):
+            served.engine.submit([request])
+        request.release()
+
+
+def test_room_is_checked_without_anybody_leaving():
+    pool = MergedPool(100)
+    pool.place(MergedWeights("a", {"site": torch.zeros(60, dtype=torch.int8)})).release()
+    pool.check_room(100)
+    with pytest.raises(PoolFull):
+        pool.check_room(50, unused_for=3600)
+    with pytest.raises(PoolFull):
+        pool.place(MergedWeights("b", {"site": torch.zeros(50, dtype=torch.int8)}), unused_for=3600)
+    assert pool.stats().adapters == 1
+    pool.place(MergedWeights("b", {"site": torch.zeros(50, dtype=torch.int8)})).release()
+    assert (pool.stats().adapters, pool.stats().evicted) == (1, 1)
+
+
+def test_what_cannot_be_measured_is_left_out(llama, monkeypatch):
+    adapt(llama.model, llama.info.sites, AdapterContext())
+    monkeypatch.setattr(Lora, "flops", lambda *_: 1 // 0)
+    costs = fit_costs(llama)
+    assert "lora" not in costs.flop
+    assert "cdvft" in costs.flop
 
 
 class Budgeted(RuleBasedStateMachine):

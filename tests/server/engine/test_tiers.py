@@ -119,6 +119,7 @@ def test_an_evicted_adapter_comes_back_from_the_host():
     assert_same(host.get(prepared(0).digest), prepared(0))
     lease = pool.place(host.get(prepared(0).digest))
     assert_in_place(pool, lease, prepared(0))
+    assert lease.flops == prepared(0).flops > 0
     assert (prepared(0).digest in host, prepared(1).digest in host) == (False, True)
 
 

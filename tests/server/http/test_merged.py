@@ -1,10 +1,11 @@
 """Merged mode over HTTP: asked for, exact, told truthfully, refused where it cannot be; auto's own choice."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from cdvft_server.engine import CostModel
+from cdvft_server.engine import CostModel, merge_adapter
 from cdvft_server.engine.costs import Line
 
 from tests.server.http.harness import Fleet, error_of, events_of, wait_until
@@ -121,6 +122,67 @@ def test_a_deleted_adapters_merged_weights_go(tiny_server: Any) -> None:
     assert fleet.live.gauge("cdvft_merged_bytes_used") > 0
     assert fleet.live.client.delete("/v1/adapters/writer").status_code == 200
     assert fleet.live.gauge("cdvft_merged_bytes_used") == 0
+
+
+def test_merging_that_has_no_room_is_not_begun(tiny_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One adapter's merged weights are in use, and fill the memory: another's are not even computed."""
+    fleet = tiny_server(merged_memory=20_000)
+    for name, seed in (("one", 1), ("two", 2)):
+        fleet.add(name, random_adapter(fleet.base.info, seed))
+    complete(fleet, MERGED, "one")
+    pool = fleet.live.service._parts.merged
+    in_use = pool.acquire(fleet.adapters["one"].digest)
+    monkeypatch.setattr("cdvft_server.service.merging.merge_adapter", lambda *_: pytest.fail("merged for nothing"))
+    answer = fleet.live.post("/v1/completions", {"model": "two", "prompt": "a"}, headers=MERGED)
+    assert (answer.status_code, error_of(answer)["code"]) == (503, "overloaded")
+    assert answer.headers["retry-after"]
+    in_use.release()
+    fleet.live.wait_until_idle()
+
+
+def test_adapters_that_do_not_fit_merged_together_are_refused_together(tiny_server: Any) -> None:
+    fleet = tiny_server(merged_memory=20_000)
+    for name, seed in (("one", 1), ("two", 2)):
+        fleet.add(name, random_adapter(fleet.base.info, seed, "classification"))
+    body = {"model": ["one", "two"], "input": ["a", "b"]}
+    error = error_of(fleet.live.post("/v1/classify", body, headers=MERGED))
+    assert error["code"] == "unsupported_mode"
+    assert "one@1, two@1" in error["message"]
+    one = {"model": ["one", "one"], "input": ["a", "b"]}
+    assert fleet.live.post("/v1/classify", one, headers=MERGED).status_code == 200
+
+
+def test_a_merging_that_fails_is_told_and_tried_again(tiny_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = tiny_server()
+    fleet.add("writer", random_adapter(fleet.base.info, 1))
+    with monkeypatch.context() as broken:
+        broken.setattr("cdvft_server.service.merging.merge_adapter", lambda *_: 1 // 0)
+        for _ in range(2):
+            answer = fleet.live.post("/v1/completions", {"model": "writer", "prompt": "a"}, headers=MERGED)
+            assert answer.status_code == 500
+    assert complete(fleet, MERGED).headers["x-adapter-mode"] == "merged"
+    fleet.live.wait_until_idle()
+
+
+def test_an_adapter_that_is_deleted_while_it_is_merged_leaves_nothing(tiny_server: Any, monkeypatch: Any) -> None:
+    fleet = tiny_server(delete_wait_seconds=0)
+    fleet.add("writer", random_adapter(fleet.base.info, 1))
+    begun, go = threading.Event(), threading.Event()
+
+    def slow(backbone: Any, adapter: Any) -> Any:
+        begun.set()
+        assert go.wait(60)
+        return merge_adapter(backbone, adapter)
+
+    monkeypatch.setattr("cdvft_server.service.merging.merge_adapter", slow)
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(complete, fleet, MERGED)
+        assert begun.wait(60)
+        assert fleet.live.client.delete("/v1/adapters/writer").status_code == 200
+        go.set()
+        asked.exception()  # it may have been answered, or have found the adapter gone
+    wait_until(lambda: fleet.live.gauge("cdvft_merged_bytes_used") == 0)
+    fleet.live.wait_until_idle()
 
 
 def test_merged_weights_that_are_evicted_are_made_again(tiny_server: Any) -> None:
