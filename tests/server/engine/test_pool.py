@@ -33,6 +33,7 @@ def prepared(number: int, shape: int = 0, head: int = 0) -> PreparedAdapter:
         head=HeadSpec("linear", "mean", head) if head else None,
         head_tensors=tensors,
         nbytes=sum(sizes.values()) * 4,
+        flops=number + 1.0,
         head_nbytes=head * 4,
         shared={"a": {"s": COMMON[:3]}, "b": {"s": COMMON.T}} if shape == 2 else {},
         shared_nbytes=COMMON.nbytes if shape == 2 else 0,
