@@ -16,7 +16,7 @@ from cdvft.methods.cdvft import CdvftLayout
 
 __all__ = ["add_native", "library"]
 
-CHUNK = 256  # tokens at once: what stands between the FFTs stays in the L2 cache
+ELEMENTS = 384 * 1024  # of a site's wider side at once: what stands between the FFTs stays in the cache
 PARALLEL = 1 << 15  # elements from which on a helper thread is worth waking, as torch has it
 
 pointer, size, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
@@ -48,8 +48,9 @@ def add_native(x: Tensor, y: Tensor, rows: Tensor, tables: Tensors, layout: Cdvf
     diag_out * irfft(sum_j S_ij rfft(diag_in x)_j), block by block, padded with zeros. Rows must exist: nothing checks
     them. Raises RuntimeError without `library`.
     """
-    for start in range(0, len(x), CHUNK):
-        stop = start + CHUNK
+    chunk = max(1, ELEMENTS // max(layout.d_in, layout.d_out))
+    for start in range(0, len(x), chunk):
+        stop = start + chunk
         _add(x[start:stop], y[start:stop], rows[start:stop], tables, layout)
 
 
