@@ -76,19 +76,17 @@ class Merging:
         """
         if mode == "merged":
             self._check_fit([(row, lease)])
-            return self._always(await self._merged(row, lease), leases)
-        if mode == "fft" or self._bytes(lease) > self._pool.budget_bytes:
+        elif mode == "fft" or self._bytes(lease) > self._pool.budget_bytes:
             return None
-        if mode == "auto":
+        elif mode == "auto":
             return self._if_it_pays(row, lease, tokens, leases, generates)
         try:
-            return self._always(await self._merged(row, lease), leases)
+            return self._held(MergedUse(await self._merged(row, lease), prompt=True, decode_from=1), leases)
         except (PoolFull, ApiError, StoreError) as error:
+            if mode == "merged":
+                raise
             log.warning("adapter %s@%s runs unmerged: %s", row.name, row.version, error)
             return None
-
-    def _always(self, lease: MergedLease, leases: ExitStack) -> MergedUse:
-        return self._held(MergedUse(lease, prompt=True, decode_from=1), leases)
 
     def _if_it_pays(
         self, row: VersionRow, lease: Lease, tokens: int, leases: ExitStack, generates: bool

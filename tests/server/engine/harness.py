@@ -2,7 +2,8 @@
 
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -72,6 +73,13 @@ class Listener:
         event = self.wait()
         assert isinstance(event, Failed), event
         return event.error
+
+
+def in_threads(work: Callable[[int], None], count: int = 4) -> None:
+    """`work(0)`, `work(1)`, ... at once, each in a thread of its own; raises what the first that failed raised."""
+    with ThreadPoolExecutor(count) as pool:
+        for done in [pool.submit(work, seed) for seed in range(count)]:
+            done.result()
 
 
 def params(max_tokens: int = 8, **changes: object) -> SamplingParams:

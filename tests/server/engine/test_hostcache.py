@@ -1,6 +1,5 @@
 """The host cache against a list: who is kept, in which order, with how many bytes."""
 
-import threading
 from dataclasses import replace
 
 import torch
@@ -9,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from tests.server.engine.harness import in_threads
 from tests.server.engine.test_pool import COMMON, ROW, prepared
 
 
@@ -101,24 +101,16 @@ def test_a_budget_of_nothing_keeps_nothing():
 
 
 def test_threads_keep_the_books():
-    cache, errors = HostCache(6 * ROW), []
+    cache = HostCache(6 * ROW)
 
     def work(seed: int) -> None:
-        try:
-            for step in range(600):
-                own = prepared((seed * 7 + step * 5) % 9, step % 3)
-                (cache.put if step % 3 else cache.get)(own if step % 3 else own.digest)
-                if step % 11 == 0:
-                    cache.discard(own.digest)
-                assert cache.stats().bytes_used <= 6 * ROW
-        except BaseException as error:
-            errors.append(error)
+        for step in range(600):
+            own = prepared((seed * 7 + step * 5) % 9, step % 3)
+            (cache.put if step % 3 else cache.get)(own if step % 3 else own.digest)
+            if step % 11 == 0:
+                cache.discard(own.digest)
+            assert cache.stats().bytes_used <= 6 * ROW
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
+    in_threads(work)
     kept = [own.prepared for own in cache._kept.values()]
     assert cache.stats().bytes_used == bytes_of(kept)

@@ -1,7 +1,6 @@
 """The pool against a model of it: leases, rows, bytes, eviction; then from many threads at once."""
 
 import random
-import threading
 
 import pytest
 import torch
@@ -12,6 +11,8 @@ from cdvft_server.engine import AdapterPool, PoolFull
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from tests.server.engine.harness import in_threads
 
 ROW = 12 * 4  # bytes of one row of the first shape
 METHOD = Cdvft()
@@ -236,31 +237,23 @@ def test_a_failed_copy_gives_the_row_back():
 
 
 def test_threads_place_discard_and_read_at_once():
-    pool, errors, readers = AdapterPool("cpu", 14 * ROW), [], 4
+    pool = AdapterPool("cpu", 14 * ROW)
 
     def work(seed: int) -> None:
         rng = random.Random(seed)
-        try:
-            for _ in range(400):
-                own = prepared(rng.randrange(10), rng.randrange(3), rng.choice([0, 5]))
-                try:
-                    lease = pool.acquire(own.digest) or pool.place(own)
-                except PoolFull:
-                    continue
-                for _ in range(3):
-                    assert_in_place(pool, lease, own)
-                if rng.random() < 0.2:
-                    pool.discard(own.digest)
-                lease.release()
-        except BaseException as error:
-            errors.append(error)
+        for _ in range(400):
+            own = prepared(rng.randrange(10), rng.randrange(3), rng.choice([0, 5]))
+            try:
+                lease = pool.acquire(own.digest) or pool.place(own)
+            except PoolFull:
+                continue
+            for _ in range(3):
+                assert_in_place(pool, lease, own)
+            if rng.random() < 0.2:
+                pool.discard(own.digest)
+            lease.release()
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(readers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
+    in_threads(work)
     stats = pool.stats()
     assert stats.leased == 0
     assert stats.bytes_used <= stats.budget_bytes

@@ -1,7 +1,6 @@
 """Device, host and pins together against a model of them; how much a full device copies under uniform traffic."""
 
 import random
-import threading
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from tests.server.engine.harness import in_threads
 from tests.server.engine.test_pool import ROW, assert_in_place, prepared
 
 
@@ -155,30 +155,22 @@ def test_a_pinned_adapter_is_never_evicted_and_a_deleted_one_goes():
 
 def test_threads_move_adapters_between_device_and_host():
     host = HostCache(6 * ROW)
-    pool, errors = AdapterPool("cpu", 8 * ROW, host), []
+    pool = AdapterPool("cpu", 8 * ROW, host)
 
     def work(seed: int) -> None:
         rng = random.Random(seed)
-        try:
-            for _ in range(400):
-                own = prepared(rng.randrange(8), rng.randrange(3), rng.choice([0, 5]))
-                try:
-                    lease = pool.acquire(own.digest) or pool.place(host.get(own.digest) or own)
-                except PoolFull:
-                    continue
-                assert_in_place(pool, lease, own)
-                if rng.random() < 0.1:
-                    pool.discard(own.digest)
-                lease.release()
-        except BaseException as error:
-            errors.append(error)
+        for _ in range(400):
+            own = prepared(rng.randrange(8), rng.randrange(3), rng.choice([0, 5]))
+            try:
+                lease = pool.acquire(own.digest) or pool.place(host.get(own.digest) or own)
+            except PoolFull:
+                continue
+            assert_in_place(pool, lease, own)
+            if rng.random() < 0.1:
+                pool.discard(own.digest)
+            lease.release()
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
+    in_threads(work)
     assert not pool._books.leaving
     assert not any(pool.is_resident(digest) for digest in host._kept)
 
