@@ -45,20 +45,24 @@ class Postgres:
         self._call("pg_ctl", "-D", "data", "-w", "-t", f"{SECONDS}", "-l", "log", "start")
 
     def stop(self) -> None:
-        self._call("pg_ctl", "-D", "data", "-w", "-t", f"{SECONDS}", "-m", "immediate", "stop")
+        self._call("pg_ctl", "-D", "data", "-w", "-t", f"{SECONDS}", "-m", "fast", "stop")
 
     @property
     def pid(self) -> int:
         return int((self.folder / "data/postmaster.pid").read_text().split()[0])
 
     def url(self, database: str = "postgres") -> str:
-        return f"postgresql://cdvft@/{database}?host={self.folder}"
+        return f"postgresql://cdvft@/{database}?host={self.folder}&connect_timeout={SECONDS}"
 
-    def create(self, template: str = "template0") -> str:
-        """The URL of a new database."""
+    @contextmanager
+    def database(self, options: str = "") -> Iterator[str]:
+        """The URL of a new database, which goes at the end: each is some megabytes on disk."""
         name = f"test_{next(self._names)}"
-        self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-        return self.url(name)
+        self.execute(f"CREATE DATABASE {name} {options}")
+        try:
+            yield self.url(name)
+        finally:
+            self.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
     def execute(self, *statements: str, database: str = "postgres") -> list[tuple[Any, ...]]:
         """The rows of the last one."""
@@ -104,7 +108,12 @@ def running() -> Iterator[Postgres | None]:
         try:
             yield server
         finally:
+            print(
+                subprocess.run(["ps", "-eo", "pid,ppid,stat,user,cmd"], capture_output=True, text=True).stdout,
+                file=open("/tmp/ps.txt", "w"),
+            )
             server.stop()
+            shutil.copy(folder / "log", "/tmp/pg.log")
     finally:
         shutil.rmtree(folder)
 

@@ -50,12 +50,12 @@ class Database:
         return self.backend.now
 
     @contextmanager
-    def read(self, seconds: float = READ_SECONDS) -> Iterator[Connection]:
+    def read(self, seconds: float | None = None) -> Iterator[Connection]:
         """A transaction that sees one state of the database throughout.
 
-        Raises StoreUnavailable, also where a database across the network takes longer than that.
+        Raises StoreUnavailable, also where a database across the network takes longer than that (READ_SECONDS).
         """
-        with self._transaction("read", seconds) as connection:
+        with self._transaction("read", READ_SECONDS if seconds is None else seconds) as connection:
             yield connection
 
     @contextmanager
