@@ -108,12 +108,7 @@ def running() -> Iterator[Postgres | None]:
         try:
             yield server
         finally:
-            print(
-                subprocess.run(["ps", "-eo", "pid,ppid,stat,user,cmd"], capture_output=True, text=True).stdout,
-                file=open("/tmp/ps.txt", "w"),
-            )
             server.stop()
-            shutil.copy(folder / "log", "/tmp/pg.log")
     finally:
         shutil.rmtree(folder)
 
