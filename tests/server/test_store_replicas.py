@@ -9,6 +9,11 @@ from tests.server.postgres import execute
 from tests.server.store_maker import BASE, ME, OTHER_BASE, put
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cdvft_server.store.replicas.DEAD_SECONDS", 600)  # however slow this machine is
+
+
 @pytest.fixture
 def stores(store_url: str) -> Iterator[list[Store]]:
     opened = [Store.open(store_url) for _ in range(2)]
@@ -57,7 +62,7 @@ def test_who_died_or_left_is_not_waited_for(stores: list[Store], store_url: str)
     left.leave()
     left.leave()
     assert mine.waiting_for(deleted.news_id) == 1
-    execute(store_url, f"UPDATE replicas SET seen_at = seen_at - 11 WHERE id = '{dead.id}'")
+    execute(store_url, f"UPDATE replicas SET seen_at = seen_at - 601 WHERE id = '{dead.id}'")
     assert mine.waiting_for(deleted.news_id) == 0
     dead.beat()  # it was only away
     assert mine.waiting_for(deleted.news_id) == 1
