@@ -1,9 +1,11 @@
 """Uploads for store tests: real bytes, digests of their own, no tensors."""
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 
 from cdvft.files import AdapterFiles
+from cdvft_server.exceptions import Conflict
 from cdvft_server.store import NewVersion, Store, VersionRow
 
 ME = "default"
@@ -31,4 +33,7 @@ def new(text: str, base: str = BASE, *, size: int = 100, template: bytes | None 
 
 
 def put(store: Store, name: str, text: str, tenant: str = ME, base: str = BASE, **options: object) -> VersionRow:
+    """Makes the tenant where it is missing."""
+    with suppress(Conflict):
+        store.tenants.create(tenant)
     return store.put_version(tenant, name, new(text, base), **options)[0]

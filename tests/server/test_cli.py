@@ -509,8 +509,9 @@ def test_several_adapters_after_one_option_and_an_encoder_announces_no_generatio
 def test_a_base_without_adapters_announces_how_to_upload_one(folder: Path) -> None:
     server = start(folder / "empty.db", "--base", str(folder / "roberta"))
     text = wait_for_line(server, "upload an adapter:")
-    assert text.splitlines()[-3:] == [
+    assert text.splitlines()[-4:] == [
         f"roberta is ready on {server.url} with 0 adapters",
+        NO_KEY,
         "upload an adapter:",
         f"  cdvft push DIR --server {server.url}",
     ]

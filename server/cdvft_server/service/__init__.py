@@ -1,5 +1,7 @@
 """Everything between the routes and the engine."""
 
+from cdvft_server.service.access import KEYLESS_SCOPES, SCOPES, Access, Caller, keys_required
+from cdvft_server.service.admin import Admin
 from cdvft_server.service.catalog import Page
 from cdvft_server.service.classification import Classified, Scored
 from cdvft_server.service.faults import FAULTS, translate
@@ -11,8 +13,13 @@ from cdvft_server.service.uploads import Stored, UploadForm
 
 __all__ = [
     "FAULTS",
+    "KEYLESS_SCOPES",
     "MODES",
+    "SCOPES",
     "TENANT",
+    "Access",
+    "Admin",
+    "Caller",
     "Classified",
     "Gauges",
     "Generation",
@@ -23,5 +30,6 @@ __all__ = [
     "Service",
     "Stored",
     "UploadForm",
+    "keys_required",
     "translate",
 ]

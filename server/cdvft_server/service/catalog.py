@@ -71,7 +71,7 @@ class Catalog:
         last = last or row.last_used
         return AdapterDetails(
             **self.body(row).model_dump(),
-            residency=self._residency.of(row.digest),
+            residency=self._residency.of(row.key),
             hits=row.hits + hits,
             last_used=None if last is None else int(last),
             pinned=row.pinned and row.is_latest,
@@ -120,15 +120,19 @@ class Catalog:
         """Hide at once, wait for the calls in flight, then give the rows' memory back; the bytes freed in the store."""
         number = None if version is None else _version(name, version)
         deleted = await self._workers.run(self._store.delete, tenant, name, number, self._base.digest)
-        await self._flights.landed(tenant, name, {row.id for row in deleted.rows}, self._delete_wait_seconds)
-        self._pins.forget(deleted.rows)
-        for digest in {row.digest for row in deleted.rows}:
-            if not self._pins.holds(digest):  # of another name
-                self._merging.discard(digest)
-                self._residency.discard(digest)  # where another name has the same content, it is loaded again
+        await self.let_go(tenant, name, deleted.rows)
         if any(row.pinned for row in deleted.rows):
             await self._pins.follow(tenant, name)
         return deleted.bytes_freed
+
+    async def let_go(self, tenant: str, name: str, rows: Collection[VersionRow]) -> None:
+        """Of versions that were deleted: wait for the calls in flight, then give the memory back."""
+        await self._flights.landed(tenant, name, {row.id for row in rows}, self._delete_wait_seconds)
+        self._pins.forget(rows)
+        for key in {row.key for row in rows}:
+            if not self._pins.holds(key):  # of another name
+                self._merging.discard(key)
+                self._residency.discard(key)  # where another name has the same content, it is loaded again
 
     async def models(self, tenant: str) -> list[ModelBody]:
         """The base, then the caller's adapters."""

@@ -1,7 +1,26 @@
-"""Durable adapters of every tenant and base, in one database. Knows no HTTP, no asyncio and no tensors."""
+"""Durable adapters of every tenant and base, tenants and keys, in one database. Knows no HTTP, asyncio or tensors."""
 
 from cdvft_server.store.changes import NewVersion, Upload
+from cdvft_server.store.keys import SECRET, Candidate, Found, KeyRow, Keys, hash_of, lookup_of
 from cdvft_server.store.rows import VersionRow
 from cdvft_server.store.store import Deleted, Store
+from cdvft_server.store.tenants import DEFAULT_TENANT, TenantLimits, TenantRow, Tenants
 
-__all__ = ["Deleted", "NewVersion", "Store", "Upload", "VersionRow"]
+__all__ = [
+    "DEFAULT_TENANT",
+    "SECRET",
+    "Candidate",
+    "Deleted",
+    "Found",
+    "KeyRow",
+    "Keys",
+    "NewVersion",
+    "Store",
+    "TenantLimits",
+    "TenantRow",
+    "Tenants",
+    "Upload",
+    "VersionRow",
+    "hash_of",
+    "lookup_of",
+]

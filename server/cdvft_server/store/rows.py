@@ -63,6 +63,11 @@ class VersionRow:
     last_used: int | None  # unix seconds
 
     @property
+    def key(self) -> str:
+        """What caches know it by. With the tenant: what one has loaded must not show to another who has the same."""
+        return f"{self.tenant}/{self.digest}"
+
+    @property
     def is_latest(self) -> bool:
         return self.aliases.get(LATEST) == self.version
 
