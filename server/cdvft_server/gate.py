@@ -4,7 +4,7 @@ Pure ASGI, inside `Envelope`. What it finds out is `request.state.caller`; scope
 """
 
 from collections.abc import Callable, Collection
-from contextlib import nullcontext
+from contextlib import ExitStack
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -47,17 +47,21 @@ class Gate:
         await self._limited(caller, service, scope, receive, send)
 
     async def _limited(self, caller: Caller, service: Service, scope: Scope, receive: Receive, send: Send) -> None:
+        turn = ExitStack()
+
         async def tell(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(service.limiter.headers(caller))
+            elif not message.get("more_body", False):
+                turn.close()  # before the client can know that this was the end
             await send(message)
 
-        free = scope["path"].startswith(UNLIMITED)
-        try:
-            turn = nullcontext() if free else service.limiter.enter(caller)
-        except ApiError as error:
-            return await _refuse(error, scope, receive, tell)
         with turn:
+            try:
+                if not scope["path"].startswith(UNLIMITED):
+                    turn.enter_context(service.limiter.enter(caller))
+            except ApiError as error:
+                return await _refuse(error, scope, receive, tell)
             await self._app(scope, receive, tell)
 
 

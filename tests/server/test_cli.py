@@ -19,6 +19,7 @@ import pytest
 from cdvft.backbone import load_backbone
 from cdvft.checkpoint import adapter_files, read_folder, write_folder
 from cdvft_server.cli import main
+from cdvft_server.cli.announce import NO_KEY
 from cdvft_server.config import OTHER_VARIABLES, ServeConfig
 from click.testing import CliRunner, Result
 
@@ -83,6 +84,8 @@ def test_help_of_every_command_and_the_version() -> None:
     assert {" ".join(path) for path, _ in commands()} == {
         "serve", "train classify", "train lm", "push", "adapters", "alias", "unalias", "pin", "unpin", "download", "rm",
         "classify", "complete", "inspect", "compare", "bench classify", "bench generate",
+        "tenants create", "tenants set", "tenants list", "tenants rm",
+        "keys create", "keys list", "keys rotate", "keys revoke", "keys allow-unauthenticated",
     }  # fmt: skip
     for path, command in commands():
         result = alone(*path, "--help")
@@ -210,6 +213,7 @@ def test_what_can_be_told_at_once_is_told_before_torch_is_loaded(
     code = f"""
 import sys
 from cdvft_server.cli import main
+from cdvft_server.cli.announce import NO_KEY
 try:
     main({["serve", "--port", "0", *options]})
 finally:

@@ -73,6 +73,9 @@ class Generation:
     def close(self) -> None:
         """It may run twice."""
         self._call.close()
+        self._settle()
+
+    def _settle(self) -> None:
         self._charge.settle(self.prompt_tokens + self.completion_tokens)
 
     @property
@@ -100,6 +103,7 @@ class Generation:
                     yield piece
             elif isinstance(event, Finished):
                 yield choice.finish(event.reason)
+        self._settle()
 
 
 @dataclass(frozen=True)
