@@ -16,11 +16,18 @@ __all__ = [
     "CompletionChoice",
     "Deleted",
     "ErrorBody",
+    "KeyBody",
+    "KeyList",
+    "KeyRotated",
+    "KeySecret",
     "LabelScore",
     "ModelBody",
     "ModelList",
     "Row",
     "SelfTest",
+    "TenantBody",
+    "TenantDeleted",
+    "TenantList",
     "Usage",
 ]
 
@@ -162,6 +169,65 @@ class AdapterDetails(AdapterBody):
 class AdapterList(Answer):
     object: Literal["list"] = "list"
     data: list[AdapterDetails]
+    has_more: bool
+    last_id: str | None
+
+
+class TenantBody(Answer):
+    """A limit that is null is none but the server's; `adapters` and `bytes` are what it has."""
+
+    id: str
+    object: Literal["tenant"] = "tenant"
+    name: str
+    max_adapters: int | None
+    max_bytes: int | None
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    max_concurrent: int | None
+    weight: float
+    adapters: int
+    bytes: int
+    created_at: int
+
+
+class TenantList(Answer):
+    object: Literal["list"] = "list"
+    data: list[TenantBody]
+    has_more: bool
+    last_id: str | None
+
+
+class TenantDeleted(Answer):
+    id: str
+    object: Literal["tenant.deleted"] = "tenant.deleted"
+    deleted: Literal[True] = True
+    adapters_deleted: int
+
+
+class KeyBody(Answer):
+    """`prefix` is what the key begins with; the key itself is nowhere."""
+
+    id: str
+    object: Literal["key"] = "key"
+    tenant: str
+    prefix: str
+    scopes: list[str]
+    created_at: int
+    expires_at: int | None
+    revoked_at: int | None
+
+
+class KeySecret(KeyBody):
+    key: str
+
+
+class KeyRotated(KeySecret):
+    replaces: KeyBody
+
+
+class KeyList(Answer):
+    object: Literal["list"] = "list"
+    data: list[KeyBody]
     has_more: bool
     last_id: str | None
 

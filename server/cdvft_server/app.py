@@ -8,13 +8,15 @@ from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 
+from cdvft_server.addresses import is_loopback
 from cdvft_server.config import ServeConfig
 from cdvft_server.errors import StartRefused, install_handlers
+from cdvft_server.gate import Gate, LocalOnly
 from cdvft_server.metrics import CountResponses, Metrics
-from cdvft_server.middleware import Envelope, LocalOnly, is_loopback
+from cdvft_server.middleware import Envelope
 from cdvft_server.presence import Gone
-from cdvft_server.routes import adapters, classify, completions, health, models
-from cdvft_server.service import FAULTS, Gauges, Service, translate
+from cdvft_server.routes import adapters, admin, classify, completions, health, models
+from cdvft_server.service import FAULTS, Gauges, Service, keys_required, translate
 
 __all__ = ["create_app", "refuse_open_host"]
 
@@ -22,12 +24,13 @@ VERSION = "0.1.0"
 
 
 def refuse_open_host(config: ServeConfig) -> None:
-    """Raises StartRefused for an address where anybody could use and change this server."""
-    if not is_loopback(config.host) and not config.allow_unauthenticated:
-        raise StartRefused(
-            f"--host {config.host} is not loopback and there are no keys: anybody could use and change this server; "
-            "listen on 127.0.0.1, or give --allow-unauthenticated"
-        )
+    """Raises StartRefused for an address where anybody could use and change this server, and the store's errors."""
+    if is_loopback(config.host) or config.allow_unauthenticated or keys_required(config.database):
+        return
+    raise StartRefused(
+        f"--host {config.host} is not loopback and there are no keys: anybody could use and change this server; "
+        "make a key (cdvft keys create), listen on 127.0.0.1, or give --allow-unauthenticated"
+    )
 
 
 def create_app(config: ServeConfig, service: Service | None = None) -> FastAPI:
@@ -43,13 +46,14 @@ def create_app(config: ServeConfig, service: Service | None = None) -> FastAPI:
     )
     app.state.config, app.state.service = config, service
     app.state.metrics = Metrics(lambda: _gauges(app))
-    for routes in (health, models, completions, classify, adapters):
+    for routes in (health, models, completions, classify, adapters, admin):
         app.include_router(routes.router)
     install_handlers(app)
     for kind in FAULTS:
         app.add_exception_handler(kind, _fault)
     app.add_exception_handler(Gone, _gone)
-    app.add_middleware(LocalOnly, listens_on=config.host, names=config.allowed_hosts)
+    local = LocalOnly(config.host, config.allowed_hosts)
+    app.add_middleware(Gate, local=local, service=lambda: app.state.service)
     app.add_middleware(Envelope)
     app.add_middleware(CountResponses, metrics=app.state.metrics)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
@@ -93,5 +97,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
                     response.setdefault("headers", {})["x-request-id"] = {"schema": {"type": "string"}}
         for name in ("HTTPValidationError", "ValidationError"):
             document["components"]["schemas"].pop(name, None)
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{}, {"key": []}]  # none, as long as no key is needed
         app.openapi_schema = document
     return app.openapi_schema

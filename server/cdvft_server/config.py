@@ -24,7 +24,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from cdvft_server.exceptions import InvalidName
 from cdvft_server.naming import check_name
 
-__all__ = ["OTHER_VARIABLES", "ServeConfig", "unused_variables"]
+__all__ = ["OTHER_VARIABLES", "ServeConfig", "default_database", "unused_variables"]
 
 PREFIX = "CDVFT_"
 OPTION_VARIABLES = tuple(
@@ -33,7 +33,9 @@ OPTION_VARIABLES = tuple(
         "ALIAS ALPHA BATCH_SIZE CASE CHAT DATA DESCRIPTION DISTINCT EPOCHS EVAL HEAD JSON LABELS LR "
         "LR_CIRCULANT LR_DIAGONAL LR_HEAD MAX_LENGTH MAX_TOKENS METHOD MIXED_PRECISION NAME NUM_FACTORS "
         "N_FREQUENCY OUT PAIRS PARTITION_SIZE PATIENCE PLOT POPULARITY PUBLIC PUSH RANK RAW_SCORES REQUESTS RESUME "
-        "RUNS SEED SHAPE STOP TARGETS TEMPERATURE TEMPLATE TEXT TOP_K TOP_P TRUNCATE WEIGHT_DECAY YES"
+        "RUNS SEED SHAPE STOP TARGETS TEMPERATURE TEMPLATE TEXT TOP_K TOP_P TRUNCATE WEIGHT_DECAY YES "
+        "EXPIRES MAX_ADAPTERS MAX_BYTES MAX_CONCURRENT OVERLAP REQUESTS_PER_MINUTE SCOPES TENANT TOKENS_PER_MINUTE "
+        "WEIGHT WITH_ADAPTERS"
     ).split()
 )
 """Variables of the other commands' options."""
@@ -44,7 +46,8 @@ OTHER_VARIABLES = (*OPTION_VARIABLES, *(PREFIX + name for name in ("SERVER", "AP
 Bytes = Annotated[ByteSize, Field(gt=0)]
 
 
-def _default_database() -> str:
+def default_database() -> str:
+    """Where the store is unless it is said."""
     home = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
     return f"sqlite:///{Path(home).absolute() / 'cdvft' / 'store.db'}"
 
@@ -64,7 +67,7 @@ class ServeConfig(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on")
     database: str = Field(
-        default_factory=_default_database,
+        default_factory=default_database,
         description="sqlite:////abs/path/store.db or postgresql://user@host:port/db; else store.db in "
         "$XDG_DATA_HOME/cdvft (~/.local/share/cdvft)",
     )
@@ -135,7 +138,10 @@ class ServeConfig(BaseSettings):
     max_sequences: PositiveInt = Field(128, description="Most prompts x n of one call")
     max_labels: PositiveInt = Field(512, description="Most labels of an adapter")
     max_description: PositiveInt = Field(1000, description="Longest description, in characters")
-    max_queue: PositiveInt = Field(1024, description="Most requests that wait for the engine")
+    max_queue: PositiveInt = Field(
+        1024, description="Most requests that wait for the engine, and in each line before it"
+    )
+    max_uploads: PositiveInt = Field(64, description="Most uploads at a time, those that wait to be checked included")
 
     @field_validator("adapters", mode="before")
     @classmethod

@@ -30,7 +30,9 @@ CODES: Mapping[str, int] = {
     "wrong_task": 400,
     "unsupported_parameter": 400,
     "unsupported_mode": 400,
+    "invalid_api_key": 401,
     "forbidden": 403,
+    "quota_exceeded": 403,
     "model_not_found": 404,
     "not_found": 404,
     "method_not_allowed": 405,
@@ -39,6 +41,7 @@ CODES: Mapping[str, int] = {
     "too_large": 413,
     "unsupported_media_type": 415,
     "invalid_adapter": 422,
+    "rate_limited": 429,
     "internal_error": 500,
     "overloaded": 503,
     "draining": 503,
@@ -56,8 +59,10 @@ class ApiError(HTTPException):
     """An answer that is an error. `param` names the field; `retry_after` seconds becomes the header."""
 
     def __init__(self, code: str, message: str, param: str | None = None, retry_after: int | None = None) -> None:
-        headers = None if retry_after is None else {"retry-after": str(retry_after)}
-        super().__init__(CODES[code], message, headers)
+        headers = {} if retry_after is None else {"retry-after": str(retry_after)}
+        if CODES[code] == 401:
+            headers["www-authenticate"] = "Bearer"
+        super().__init__(CODES[code], message, headers or None)
         self.code, self.message, self.param = code, message, param
 
     def __str__(self) -> str:

@@ -10,10 +10,13 @@ __all__ = [
     "InvalidName",
     "ModelNotFound",
     "NotFound",
+    "QuotaExceeded",
     "StoreError",
     "StoreUnavailable",
     "TemplateWorkerFailed",
     "TooLarge",
+    "UnknownKey",
+    "UnknownTenant",
     "UnsupportedDatabase",
 ]
 
@@ -40,6 +43,18 @@ class StoreError(Exception):
 
 class NotFound(StoreError):
     """No such name, version, alias or digest for this tenant and base."""
+
+
+class UnknownTenant(NotFound):
+    """No such tenant, or no longer."""
+
+
+class UnknownKey(NotFound):
+    """No key has this id."""
+
+
+class QuotaExceeded(StoreError):
+    """An upload that would leave its tenant with more than it may have."""
 
 
 class AmbiguousDigest(StoreError):

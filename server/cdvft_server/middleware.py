@@ -1,24 +1,20 @@
-"""What happens to every request before its route: an id, the keyless checks, an answer even to the unexpected.
+"""What happens to every request before anything else: an id, and an answer even to the unexpected.
 
 Pure ASGI: knows no route and no body format.
 """
 
 import asyncio
-import ipaddress
 import logging
 import re
 import secrets
-from collections.abc import Collection
-from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cdvft_server.errors import ApiError, error_body, invalid
+from cdvft_server.errors import error_body, invalid
 
-__all__ = ["Envelope", "LocalOnly", "is_loopback"]
+__all__ = ["Envelope"]
 
 log = logging.getLogger(__name__)
 
@@ -90,65 +86,3 @@ class _Exchange:
                     size += len((await self.receive()).get("body", b""))
         except TimeoutError:
             return
-
-
-class LocalOnly:
-    """Keyless protection against web pages: Host must name this machine, Origin must be this server itself.
-
-    Loopback names are always right; where the server listens on another address, so is any literal address (a page
-    that rebinds its name cannot send one), and whatever `names` has.
-    """
-
-    def __init__(self, app: ASGIApp, *, listens_on: str, names: Collection[str] = ()) -> None:
-        self._app = app
-        self._names = {name.lower() for name in (*names, listens_on)}
-        self._any_address = not is_loopback(listens_on)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (error := self._refusal(Headers(scope=scope))) is not None:
-            return await JSONResponse(error.body, error.status_code)(scope, receive, send)
-        await self._app(scope, receive, send)
-
-    def _refusal(self, headers: Headers) -> ApiError | None:
-        hosts, origin = headers.getlist("host"), headers.get("origin")
-        if len(hosts) != 1 or not self._is_ours(_hostname(hosts[0])):
-            sent = ", ".join(hosts)[:100] or "none"
-            return ApiError(
-                "forbidden",
-                f"Host is {sent}: without keys only local names are served; "
-                "use 127.0.0.1 or localhost, or start the server with --allowed-hosts",
-                "host",
-            )
-        if origin is not None and _netloc(origin) != hosts[0].lower():
-            return ApiError(
-                "forbidden", f"Origin {origin[:100]} is foreign: without keys no web page may call", "origin"
-            )
-        return None
-
-    def _is_ours(self, host: str) -> bool:
-        return is_loopback(host) or host in self._names or (self._any_address and _address(host) is not None)
-
-
-def is_loopback(host: str) -> bool:
-    address = _address(host)
-    return host.lower() == "localhost" if address is None else address.is_loopback
-
-
-def _address(host: str) -> Any:
-    try:
-        return ipaddress.ip_address(host.strip("[]"))
-    except ValueError:
-        return None
-
-
-def _hostname(host: str) -> str:
-    """`Host` without its port, in lower case; "" where it is malformed."""
-    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?", host)
-    return match[1].lower() if match else ""
-
-
-def _netloc(origin: str) -> str:
-    try:
-        return urlsplit(origin).netloc.lower()
-    except ValueError:
-        return ""

@@ -30,12 +30,15 @@ __all__ = [
     "CompletionRequest",
     "GenerationFields",
     "Message",
+    "Strict",
 ]
 
 MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
 
 
 class Strict(BaseModel):
+    """No type but its own, no field that is not known."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
     @model_validator(mode="before")

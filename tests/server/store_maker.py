@@ -2,10 +2,12 @@
 
 import hashlib
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from cdvft.files import AdapterFiles
+from cdvft_server.exceptions import Conflict
 from cdvft_server.store import NewVersion, Store, VersionRow
 from cdvft_server.store.schema import MIGRATIONS
 
@@ -34,6 +36,9 @@ def new(text: str, base: str = BASE, *, size: int = 100, template: bytes | None 
 
 
 def put(store: Store, name: str, text: str, tenant: str = ME, base: str = BASE, **options: object) -> VersionRow:
+    """Makes the tenant where it is missing."""
+    with suppress(Conflict):
+        store.tenants.create(tenant)
     return store.put_version(tenant, name, new(text, base), **options)[0]
 
 

@@ -19,6 +19,7 @@ import pytest
 from cdvft.backbone import load_backbone
 from cdvft.checkpoint import adapter_files, read_folder, write_folder
 from cdvft_server.cli import main
+from cdvft_server.cli.announce import NO_KEY
 from cdvft_server.config import OTHER_VARIABLES, ServeConfig
 from click.testing import CliRunner, Result
 
@@ -83,6 +84,8 @@ def test_help_of_every_command_and_the_version() -> None:
     assert {" ".join(path) for path, _ in commands()} == {
         "serve", "train classify", "train lm", "push", "adapters", "alias", "unalias", "pin", "unpin", "download", "rm",
         "classify", "complete", "inspect", "compare", "bench classify", "bench generate",
+        "tenants create", "tenants set", "tenants list", "tenants rm",
+        "keys create", "keys list", "keys rotate", "keys revoke", "keys allow-unauthenticated",
     }  # fmt: skip
     for path, command in commands():
         result = alone(*path, "--help")
@@ -210,6 +213,7 @@ def test_what_can_be_told_at_once_is_told_before_torch_is_loaded(
     code = f"""
 import sys
 from cdvft_server.cli import main
+from cdvft_server.cli.announce import NO_KEY
 try:
     main({["serve", "--port", "0", *options]})
 finally:
@@ -509,8 +513,9 @@ def test_several_adapters_after_one_option_and_an_encoder_announces_no_generatio
 def test_a_base_without_adapters_announces_how_to_upload_one(folder: Path) -> None:
     server = start(folder / "empty.db", "--base", str(folder / "roberta"))
     text = wait_for_line(server, "upload an adapter:")
-    assert text.splitlines()[-3:] == [
+    assert text.splitlines()[-4:] == [
         f"roberta is ready on {server.url} with 0 adapters",
+        NO_KEY,
         "upload an adapter:",
         f"  cdvft push DIR --server {server.url}",
     ]

@@ -41,6 +41,7 @@ class StoreMachine(RuleBasedStateMachine):
     def start(self) -> None:
         self.folder = Path(tempfile.mkdtemp())
         self.store = Store.open(url_of(self.folder))
+        self.store.tenants.create("you")
         self.models: dict[Key, Model] = {}
         self.highest: dict[tuple[str, str], int] = {}
         self.clock = 0

@@ -4,6 +4,7 @@ import asyncio
 import threading
 
 import pytest
+from cdvft_server.errors import ApiError
 from cdvft_server.service.workers import Lane, Workers
 
 WAIT = 60.0  # seconds: a bound for a hang
@@ -48,6 +49,29 @@ def test_abandoned_calls_keep_their_turns_until_their_threads_have_ended() -> No
             blocking.end.set()
             await late
             assert (blocking.begun, blocking.most) == (3, 2)
+        finally:
+            blocking.end.set()
+            workers.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_full_line_turns_calls_away() -> None:
+    async def scenario() -> None:
+        workers, blocking = Workers(renderers=1, count=2, max_queue=2), Blocking()
+        try:
+            tasks = [asyncio.create_task(workers.run_long(blocking)) for _ in range(3)]
+            await until(lambda: blocking.begun == 1)
+            with pytest.raises(ApiError, match="2 calls wait for a long thread already") as refused:
+                await workers.run_long(blocking)
+            assert (refused.value.code, refused.value.headers) == ("overloaded", {"retry-after": "1"})
+            assert await workers.texts.run(lambda: 7) == 7
+            tasks[2].cancel()
+            await asyncio.gather(tasks[2], return_exceptions=True)
+            tasks[2] = asyncio.create_task(workers.run_long(blocking))  # who gives up leaves the line
+            blocking.end.set()
+            await asyncio.gather(*tasks)
+            assert blocking.begun == 3
         finally:
             blocking.end.set()
             workers.close()

@@ -30,6 +30,7 @@ STATUS_OF_CODE = {
     "unsupported_mode": 400,
     "invalid_api_key": 401,
     "forbidden": 403,
+    "quota_exceeded": 403,
     "model_not_found": 404,
     "not_found": 404,
     "method_not_allowed": 405,

@@ -62,7 +62,7 @@ class Running:
         """The load in the server's own engine, request k with the adapter `names[k]`, which must be resident."""
         parts = self.service._parts
         rows = [parts.store.get(TENANT, name, parts.base.digest) for name in names]
-        leases = [parts.pool.acquire(row.digest) for row in rows]
+        leases = [parts.pool.acquire(row.key) for row in rows]
         if None in leases:
             raise RuntimeError("an adapter of the bench is not resident")
         return load.run(parts.engine, leases)

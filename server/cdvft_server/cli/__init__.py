@@ -21,6 +21,8 @@ COMMANDS = {
     "rm": ("client", "Delete an adapter, or one version of it."),
     "classify": ("client", "Label or score texts."),
     "complete": ("client", "Continue a prompt; the text comes as it is generated."),
+    "tenants": ("tenants", "Who shares the server, and what each may have."),
+    "keys": ("keys", "Make, list, rotate and revoke API keys."),
     "inspect": ("inspecting", "Show what an adapter folder holds and costs."),
     "compare": ("inspecting", "Show what several adapter folders cost, side by side."),
     "bench": ("bench", "Measure what adapters cost, and what others do with the same work."),

@@ -1,56 +1,75 @@
 """What a server says when it is ready: its address, and calls that work as pasted."""
 
 import json
+import os
 import random
 import shlex
 from itertools import islice
+from urllib.parse import urlsplit
 
-from cdvft_client import Adapter, CDVFTError, Client
+from cdvft_client import Adapter, AuthenticationError, CDVFTError, Client
 
+from cdvft_server.addresses import is_loopback
 from cdvft_server.demo.language import TOPICS, WRITERS, language
 
 __all__ = ["announcement"]
 
 PROMPT, TEXT = "Once upon a time", "This is the best day of the year."
 MOST = 1000  # adapters to look at: they are asked for in pages
+NO_KEY = "only this machine is listened to, and no key is needed until one is made (cdvft keys create)"
+ANYBODY = "no key is needed: whoever reaches it may use and change it, until a key is made (cdvft keys create)"
+NEEDED = "every request needs a key"
 DEMO = "Demo"  # the description of the adapters that come with the embedded base
 
 
 def announcement(url: str, *, embedded: bool) -> str:
-    """Asks the server at `url` for its models; where it wants a key there is only the address to tell."""
+    """Asks the server at `url` for its models, with the key in CDVFT_API_KEY where it wants one; else there is only the
+    address to tell, and that."""
+    keyless = NO_KEY if is_loopback(urlsplit(url).hostname or "") else ANYBODY
     url = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
     try:
-        with Client(url) as client:
-            base = next(model.id for model in client.models() if model.parent is None)
-            adapters = sorted(islice(client.adapters(), MOST), key=lambda adapter: adapter.description != DEMO)
+        return _announcement(url, embedded, "", keyless)
+    except AuthenticationError:
+        pass
     except CDVFTError:
         return f"ready on {url}"
+    try:
+        return _announcement(url, embedded, os.environ.get("CDVFT_API_KEY", ""), NEEDED)
+    except CDVFTError:
+        return f"ready on {url}\n{NEEDED}: cdvft keys create --tenant default"
+
+
+def _announcement(url: str, embedded: bool, key: str, about_keys: str) -> str:
+    """Raises CDVFTError."""
+    with Client(url, api_key=key) as client:
+        base = next(model.id for model in client.models() if model.parent is None)
+        adapters = sorted(islice(client.adapters(), MOST), key=lambda adapter: adapter.description != DEMO)
+        generates = any(adapter.task == "lm" for adapter in adapters) or _generates(client, base)
     count = f"{MOST:,} or more" if len(adapters) == MOST else str(len(adapters))
-    lines = [f"{base} is ready on {url} with {count} adapter{'' if len(adapters) == 1 else 's'}"]
+    lines = [f"{base} is ready on {url} with {count} adapter{'' if len(adapters) == 1 else 's'}", about_keys]
     writer = next((adapter for adapter in adapters if adapter.task == "lm"), None)
     scorers = [adapter for adapter in adapters if adapter.task != "lm"]
     labeller = next((adapter for adapter in scorers if adapter.task == "classification"), next(iter(scorers), None))
-    if writer is not None or _generates(url, base):
+    if generates:
         body = {
             "model": writer.name if writer else base,
             "prompt": _prompt(writer, embedded),
             "max_tokens": 60,
             "temperature": 0,
         }
-        lines += ["generate:", _curl(url, "completions", body)]
+        lines += ["generate:", _curl(url, "completions", body, key)]
     if labeller is not None:
-        lines += ["classify:", _curl(url, "classify", {"model": labeller.name, "input": _text(embedded)})]
+        lines += ["classify:", _curl(url, "classify", {"model": labeller.name, "input": _text(embedded)}, key)]
     if not adapters:
         lines += ["upload an adapter:", f"  cdvft push DIR --server {url}"]
     return "\n".join(lines)
 
 
-def _generates(url: str, base: str) -> bool:
-    with Client(url) as client:
-        try:
-            client.complete(base, PROMPT, max_tokens=1)
-        except CDVFTError:
-            return False
+def _generates(client: Client, base: str) -> bool:
+    try:
+        client.complete(base, PROMPT, max_tokens=1)
+    except CDVFTError:
+        return False
     return True
 
 
@@ -67,6 +86,8 @@ def _text(embedded: bool) -> str:
     return language().generate(f"{TOPICS[0]}_positive", random.Random(1)) if embedded else TEXT
 
 
-def _curl(url: str, route: str, body: object) -> str:
+def _curl(url: str, route: str, body: object, key: str) -> str:
+    """With the variable, never the key itself."""
     data = shlex.quote(json.dumps(body, ensure_ascii=False))
-    return f"  curl {url}/v1/{route} -H 'content-type: application/json' -d {data}"
+    needed = ' -H "authorization: Bearer $CDVFT_API_KEY"' if key else ""
+    return f"  curl {url}/v1/{route} -H 'content-type: application/json'{needed} -d {data}"

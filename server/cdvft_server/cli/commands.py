@@ -11,7 +11,7 @@ from click.core import ParameterSource
 __all__ = ["Command", "LazyGroup", "reported"]
 
 PREFIX = "CDVFT_"
-UNTOLD = (f"{PREFIX}SERVER", f"{PREFIX}API_KEY")  # meant for all commands, and one is a secret
+UNTOLD = tuple(f"{PREFIX}{name}" for name in ("SERVER", "API_KEY", "DATABASE"))  # for all commands; two may be secret
 
 
 class Command(click.Command):

@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from cdvft_server.answers import Classification
 from cdvft_server.bodies import JsonRoute
 from cdvft_server.presence import unless_gone
-from cdvft_server.routes.common import ANSWERED_BY, CallerTenant, ServiceOf, WantedMode, errors
+from cdvft_server.routes.common import ANSWERED_BY, Inferring, ServiceOf, WantedMode, errors
 from cdvft_server.schemas import ClassifyRequest
 from cdvft_server.service import STALE, Scored
 
@@ -22,10 +22,10 @@ RESPONSES = {**errors(400, 404, 408, 413, 415, 503), 200: {"headers": ANSWERED_B
 
 @router.post("/v1/classify", response_model=Classification, responses=RESPONSES)
 async def classify(
-    request: Request, body: ClassifyRequest, service: ServiceOf, tenant: CallerTenant, mode: WantedMode
+    request: Request, body: ClassifyRequest, service: ServiceOf, caller: Inferring, mode: WantedMode
 ) -> Response:
     """Label or score each input."""
-    answer = await unless_gone(request, service.classifier.classify(tenant, body, mode))
+    answer = await unless_gone(request, service.classifier.classify(caller, body, mode))
     several = isinstance(body.model, list)
     data = [
         {"index": i, **_row(row, body.top_k), **(_who(row) if several else {})} for i, row in enumerate(answer.rows)

@@ -1,14 +1,26 @@
 """What routes share: the service, the caller, the mode that a request asks for, and the documented errors."""
 
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, cast
 
 from fastapi import Depends, Header, Request
+from pydantic import BaseModel, ConfigDict, Field
 
 from cdvft_server.answers import ErrorBody
-from cdvft_server.errors import CODES, invalid
-from cdvft_server.service import MODES, TENANT, Mode, Service
+from cdvft_server.errors import CODES, ApiError, invalid
+from cdvft_server.service import MODES, Caller, Mode, Service
 
-__all__ = ["ANSWERED_BY", "CallerTenant", "ServiceOf", "WantedMode", "errors"]
+__all__ = [
+    "ANSWERED_BY",
+    "Administering",
+    "Inferring",
+    "ListQuery",
+    "Reading",
+    "ServiceOf",
+    "Uploading",
+    "WantedMode",
+    "errors",
+]
 
 ANSWERED_BY: dict[str, Any] = {
     name: {"schema": {"type": "string"}, "description": text}
@@ -23,19 +35,34 @@ ANSWERED_BY: dict[str, Any] = {
 """The OpenAPI entry of the headers that say which weights answered."""
 
 
-def _service(request: Request) -> Service:
+# dependencies are coroutines throughout: one that is not costs a call to another thread
+
+
+async def _service(request: Request) -> Service:
     return cast(Service, request.app.state.service)
 
 
-def _tenant() -> str:
-    return TENANT
+def _caller(*scopes: str) -> Callable[[Request], Coroutine[Any, Any, Caller]]:
+    """Who asks, with one of these scopes. Raises ApiError forbidden."""
+
+    async def caller(request: Request) -> Caller:
+        found = cast(Caller, request.state.caller)
+        if found.scopes.isdisjoint(scopes):
+            who = f"the key {found.key_id} lacks" if found.key_id else "without a key nobody has"
+            raise ApiError("forbidden", f"{who} the scope {' or '.join(scopes)}, which this needs")
+        return found
+
+    return caller
 
 
 ServiceOf = Annotated[Service, Depends(_service)]
-CallerTenant = Annotated[str, Depends(_tenant)]
+Inferring = Annotated[Caller, Depends(_caller("infer"))]
+Uploading = Annotated[Caller, Depends(_caller("upload"))]
+Reading = Annotated[Caller, Depends(_caller("infer", "upload"))]
+Administering = Annotated[Caller, Depends(_caller("admin"))]
 
 
-def _wanted_mode(
+async def _wanted_mode(
     request: Request,
     service: ServiceOf,
     x_adapter_mode: Annotated[str | None, Header(description="fft, merged or auto; else the server's --mode")] = None,
@@ -53,6 +80,15 @@ def _wanted_mode(
 WantedMode = Annotated[Mode, Depends(_wanted_mode)]
 
 
+class ListQuery(BaseModel):
+    """Of every list that is read in pages."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(20, ge=1, le=100)
+    after: str | None = Field(None, description="An entry's id, from last_id")
+
+
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The OpenAPI entries of these statuses and of those that every route has, each with its codes."""
     return {
@@ -60,5 +96,5 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
             "model": ErrorBody,
             "description": "Error codes: " + ", ".join(code for code, own in CODES.items() if own == status),
         }
-        for status in sorted({403, 500, *statuses})
+        for status in sorted({401, 403, 429, 500, *statuses})
     }

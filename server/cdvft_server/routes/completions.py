@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from cdvft_server.answers import Chat, Completion
 from cdvft_server.bodies import JsonRoute
 from cdvft_server.presence import Gone, unless_gone
-from cdvft_server.routes.common import ANSWERED_BY, CallerTenant, ServiceOf, WantedMode, errors
+from cdvft_server.routes.common import ANSWERED_BY, Inferring, ServiceOf, WantedMode, errors
 from cdvft_server.schemas import ChatRequest, CompletionRequest, GenerationFields
 from cdvft_server.service import Generation, Piece, translate
 
@@ -28,18 +28,18 @@ FAILURES = errors(400, 404, 408, 413, 415, 503)
 
 @router.post("/v1/completions", response_model=Completion, responses={**FAILURES, 200: EVENTS})
 async def complete(
-    request: Request, body: CompletionRequest, service: ServiceOf, tenant: CallerTenant, mode: WantedMode
+    request: Request, body: CompletionRequest, service: ServiceOf, caller: Inferring, mode: WantedMode
 ) -> Response:
     """Continue each prompt with the base or an lm adapter. With `stream`, events of partial choices."""
-    return await _answer(request, body, lambda: service.generator.complete(tenant, body, mode), _TEXT)
+    return await _answer(request, body, lambda: service.generator.complete(caller, body, mode), _TEXT)
 
 
 @router.post("/v1/chat/completions", response_model=Chat, responses={**FAILURES, 200: EVENTS})
 async def chat(
-    request: Request, body: ChatRequest, service: ServiceOf, tenant: CallerTenant, mode: WantedMode
+    request: Request, body: ChatRequest, service: ServiceOf, caller: Inferring, mode: WantedMode
 ) -> Response:
     """Answer a conversation, written with the adapter's chat template, else the tokenizer's, else a plain one."""
-    return await _answer(request, body, lambda: service.generator.chat(tenant, body, mode), _CHAT)
+    return await _answer(request, body, lambda: service.generator.chat(caller, body, mode), _CHAT)
 
 
 @dataclass(frozen=True)

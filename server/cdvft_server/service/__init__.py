@@ -1,5 +1,7 @@
 """Everything between the routes and the engine."""
 
+from cdvft_server.service.access import KEYLESS_SCOPES, SCOPES, Access, Caller, keys_required
+from cdvft_server.service.admin import Admin
 from cdvft_server.service.catalog import Page
 from cdvft_server.service.classification import Classified, Scored
 from cdvft_server.service.faults import FAULTS, translate
@@ -12,9 +14,14 @@ from cdvft_server.service.uploads import Stored, UploadForm
 
 __all__ = [
     "FAULTS",
+    "KEYLESS_SCOPES",
     "MODES",
+    "SCOPES",
     "STALE",
     "TENANT",
+    "Access",
+    "Admin",
+    "Caller",
     "Classified",
     "Gauges",
     "Generation",
@@ -25,5 +32,6 @@ __all__ = [
     "Service",
     "Stored",
     "UploadForm",
+    "keys_required",
     "translate",
 ]

@@ -74,7 +74,7 @@ class Catalog:
         last = last or row.last_used
         return AdapterDetails(
             **self.body(row).model_dump(),
-            residency=self._residency.of(row.digest),
+            residency=self._residency.of(row.key),
             hits=row.hits + hits,
             last_used=None if last is None else int(last),
             pinned=row.pinned and row.is_latest,
@@ -124,14 +124,18 @@ class Catalog:
         bytes freed in the store."""
         number = None if version is None else _version(name, version)
         deleted = await self._workers.run(self._store.delete, tenant, name, number, self._base.digest)
-        gone = [GoneVersion(row.id, row.adapter_id, row.digest) for row in deleted.rows]
-        await asyncio.gather(
-            self._deletes.clear(tenant, name, gone),
-            self._replication.others_have_done(deleted.news_id, self._delete_wait_seconds),
-        )
+        await self.let_go(tenant, name, deleted.rows, deleted.news_id)
         if any(row.pinned for row in deleted.rows):
             await self._pins.follow(tenant, name)
         return deleted.bytes_freed
+
+    async def let_go(self, tenant: str, name: str, rows: Collection[VersionRow], news_id: int) -> None:
+        """Of versions that were deleted: on each replica, wait for the calls in flight, then give the memory back."""
+        gone = [GoneVersion(row.id, row.adapter_id, row.digest) for row in rows]
+        await asyncio.gather(
+            self._deletes.clear(tenant, name, gone),
+            self._replication.others_have_done(news_id, self._delete_wait_seconds),
+        )
 
     async def models(self, tenant: str) -> list[ModelBody]:
         """The base, then the caller's adapters."""

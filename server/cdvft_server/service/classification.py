@@ -12,6 +12,7 @@ from cdvft.formatting import Encoded
 from cdvft_server.engine.batch import Failed, Request, Scores
 from cdvft_server.errors import ApiError, unavailable
 from cdvft_server.schemas import ClassifyRequest
+from cdvft_server.service.access import Caller
 from cdvft_server.service.bridge import Inbox
 from cdvft_server.service.calls import Call
 from cdvft_server.service.encoding import Encoding
@@ -47,67 +48,77 @@ class Classifier:
         self, parts: Parts, targets: Targets, encoding: Encoding, residency: Residency, merging: Merging
     ) -> None:
         self._config, self._engine, self._bridge = parts.config, parts.engine, parts.bridge
+        self._limiter = parts.limiter
         self._targets, self._encoding, self._residency, self._merging = targets, encoding, residency, merging
 
-    async def classify(self, tenant: str, body: ClassifyRequest, mode: Mode) -> Classified:
+    async def classify(self, caller: Caller, body: ClassifyRequest, mode: Mode) -> Classified:
         """`mode`: how the adapters are to run. Raises ApiError and whatever `faults.translate` knows. Cancelled, it
         cancels its rows."""
         if len(body.rows) > self._config.max_classify_rows:
             raise ApiError(
                 "too_large", f"{len(body.rows)} inputs, at most {self._config.max_classify_rows} are allowed", "input"
             )
-        found, flights = await self._targets.use(tenant, body.models)
+        found, flights = await self._targets.use(caller.tenant, body.models)
         with landing_on_error(flights):
             for target in found.values():
                 adapter_only(target)
             targets = [found[model] for model in body.models]
             encoded = await self._encoding.rows(targets, body.rows, bool(body.truncate))
-            logits, modes = await self._run(targets, encoded, flights, mode)
+            logits, modes = await self._run(caller, targets, encoded, flights, mode)
         raw = bool(body.raw_scores)
         rows = [_scored(*row, raw) for row in zip(targets, modes, logits, strict=True)]
         return Classified(rows, sum(len(row.ids) for row in encoded))
 
     async def _run(
-        self, targets: Sequence[Target], encoded: Sequence[Encoded], flights: list[Flight], mode: Mode
+        self, caller: Caller, targets: Sequence[Target], encoded: Sequence[Encoded], flights: list[Flight], mode: Mode
     ) -> tuple[list[list[float]], list[str]]:
         """The head's outputs for each input, and its mode."""
         inbox = Inbox(self._bridge)
         call = Call(self._engine, inbox, flights, self._config.max_queue)
         call_id = secrets.token_hex(12)
-        with ExitStack() as leases:
-            rows = [target.row for target in targets if target.row is not None]
-            held = await self._residency.lease_all(rows, leases)
-            tokens = Counter[str]()
-            for target, row in zip(targets, encoded, strict=True):
-                tokens[target.digest] += len(row.ids)
-            merged = await self._merging.use_all(rows, held, mode, tokens, leases)
-            with ExitStack() as shares:
-                requests = []
-                for index, (target, row) in enumerate(zip(targets, encoded, strict=True)):
-                    (share,) = self._residency.shares(held[target.digest], 1, shares)
-                    requests.append(
-                        Request(
-                            f"{call_id}-{index}",
-                            row.ids,
-                            inbox.deliver,
-                            type_ids=row.type_ids,
-                            lease=share,
-                            merged=self._merging.share(merged.get(target.digest), shares),
+        total = sum(len(row.ids) for row in encoded)
+        with self._limiter.reserve(caller, total) as charge:
+            with ExitStack() as leases:
+                rows = [target.row for target in targets if target.row is not None]
+                held = await self._residency.lease_all(rows, leases)
+                tokens = Counter[str]()
+                for target, row in zip(targets, encoded, strict=True):
+                    tokens[target.key] += len(row.ids)
+                merged = await self._merging.use_all(rows, held, mode, tokens, leases)
+                with ExitStack() as shares:
+                    requests = []
+                    for index, (target, row) in enumerate(zip(targets, encoded, strict=True)):
+                        (share,) = self._residency.shares(held[target.key], 1, shares)
+                        requests.append(
+                            Request(
+                                f"{call_id}-{index}",
+                                row.ids,
+                                inbox.deliver,
+                                type_ids=row.type_ids,
+                                lease=share,
+                                merged=self._merging.share(merged.get(target.key), shares),
+                            )
                         )
-                    )
-                call.submit(requests)
-                shares.pop_all()
-        try:
-            scores: dict[str, list[float]] = {}
-            async for event in call.events():
-                if isinstance(event, Failed):
-                    raise translate(event.error)
-                if not isinstance(event, Scores):
-                    raise unavailable("draining", "the server is stopping; ask again")
-                scores[event.request_id] = event.logits
-            return [scores[request.id] for request in requests], [mode_of(request) for request in requests]
-        finally:
-            call.close()
+                    call.submit(requests)
+                    shares.pop_all()
+            scores = await _collect(call)
+            charge.settle(total)
+        return [scores[request.id] for request in requests], [mode_of(request) for request in requests]
+
+
+async def _collect(call: Call) -> dict[str, list[float]]:
+    """The head's outputs by request id. Raises ApiError."""
+    try:
+        scores: dict[str, list[float]] = {}
+        async for event in call.events():
+            if isinstance(event, Failed):
+                raise translate(event.error)
+            if not isinstance(event, Scores):
+                raise unavailable("draining", "the server is stopping; ask again")
+            scores[event.request_id] = event.logits
+        return scores
+    finally:
+        call.close()
 
 
 def _scored(target: Target, mode: str, logits: Sequence[float], raw: bool) -> Scored:

@@ -17,9 +17,12 @@ from cdvft_server.exceptions import (
     InvalidName,
     ModelNotFound,
     NotFound,
+    QuotaExceeded,
     StoreUnavailable,
     TemplateWorkerFailed,
     TooLarge,
+    UnknownKey,
+    UnknownTenant,
 )
 
 __all__ = ["FAULTS", "translate"]
@@ -39,7 +42,10 @@ FAULTS: Mapping[type[Exception], tuple[str, int | None]] = {
     TooLarge: ("too_large", None),
     InvalidName: ("invalid_request", None),
     ModelNotFound: ("model_not_found", None),
+    UnknownKey: ("not_found", None),
+    UnknownTenant: ("not_found", None),
     NotFound: ("model_not_found", None),
+    QuotaExceeded: ("quota_exceeded", None),
     Conflict: ("conflict", None),
     CorruptBlob: ("adapter_unavailable", 60),
     StoreUnavailable: ("store_unavailable", 5),

@@ -9,11 +9,13 @@ from typing import Any
 from cdvft_server.engine.batch import Failed, Finished, Request, SamplingParams, Token
 from cdvft_server.errors import ApiError, invalid
 from cdvft_server.schemas import ChatRequest, CompletionRequest, GenerationFields
+from cdvft_server.service.access import Caller
 from cdvft_server.service.bridge import Inbox
 from cdvft_server.service.calls import Call
 from cdvft_server.service.encoding import Encoding
 from cdvft_server.service.faults import translate
 from cdvft_server.service.flights import Flight, landing_on_error
+from cdvft_server.service.limiter import Charge
 from cdvft_server.service.merging import Merging, Mode, mode_of
 from cdvft_server.service.parts import Parts
 from cdvft_server.service.residency import Residency
@@ -63,11 +65,18 @@ class _Choice:
 class Generation:
     """One call's answer in the making. `close` must run: it cancels what has not ended."""
 
-    def __init__(self, target: Target, mode: str, call: Call, choices: dict[str, _Choice], prompt_tokens: int) -> None:
-        self.headers = target.headers(mode)
-        self.prompt_tokens = prompt_tokens
-        self.close = call.close
-        self._call, self._choices = call, choices
+    def __init__(self, plan: "_Plan", mode: str, call: Call, choices: dict[str, _Choice], charge: Charge) -> None:
+        self.headers = plan.target.headers(mode)
+        self.prompt_tokens = plan.prompt_tokens
+        self._call, self._choices, self._charge = call, choices, charge
+
+    def close(self) -> None:
+        """It may run twice."""
+        self._call.close()
+        self._settle()
+
+    def _settle(self) -> None:
+        self._charge.settle(self.prompt_tokens + self.completion_tokens)
 
     @property
     def completion_tokens(self) -> int:
@@ -94,17 +103,23 @@ class Generation:
                     yield piece
             elif isinstance(event, Finished):
                 yield choice.finish(event.reason)
+        self._settle()
 
 
 @dataclass(frozen=True)
 class _Plan:
     """Prompts as ids, each with its max_tokens; `context`: how many ids before an answer decide on its first space."""
 
+    caller: Caller
     target: Target
     flights: list[Flight]
     prompts: list[list[int]]
     limits: list[int]
     context: int
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(map(len, self.prompts))
 
 
 class Generator:
@@ -115,25 +130,26 @@ class Generator:
     ) -> None:
         self._config, self._engine, self._bridge = parts.config, parts.engine, parts.bridge
         self._base, self._tokenizer = parts.base, parts.backbone.tokenizer
+        self._limiter = parts.limiter
         self._targets, self._encoding, self._residency, self._merging = targets, encoding, residency, merging
 
-    async def complete(self, tenant: str, body: CompletionRequest, mode: Mode) -> Generation:
+    async def complete(self, caller: Caller, body: CompletionRequest, mode: Mode) -> Generation:
         """`mode`: how an adapter is to run. Raises ApiError and whatever `faults.translate` knows."""
         self._check_counts(len(body.prompts), body.n or 1)
-        target, flights = await self._use(tenant, body.model)
+        target, flights = await self._use(caller.tenant, body.model)
         with landing_on_error(flights):
             prompts = await self._encoding.prompts(body.prompts)
             limits = [self._limit(ids, body.most_tokens, COMPLETION_TOKENS) for ids in prompts]
-            return await self._start(_Plan(target, flights, prompts, limits, CONTEXT_IDS), body, mode)
+            return await self._start(_Plan(caller, target, flights, prompts, limits, CONTEXT_IDS), body, mode)
 
-    async def chat(self, tenant: str, body: ChatRequest, mode: Mode) -> Generation:
+    async def chat(self, caller: Caller, body: ChatRequest, mode: Mode) -> Generation:
         """As `complete`; the answer may fill the context."""
         self._check_counts(1, body.n or 1)
-        target, flights = await self._use(tenant, body.model)
+        target, flights = await self._use(caller.tenant, body.model)
         with landing_on_error(flights):
             ids = await self._encoding.chat(target, [message.plain() for message in body.messages])
             limit = self._limit(ids, body.most_tokens, self._engine.context_length)
-            return await self._start(_Plan(target, flights, [ids], [limit], 0), body, mode)
+            return await self._start(_Plan(caller, target, flights, [ids], [limit], 0), body, mode)
 
     async def _use(self, tenant: str, model: str) -> tuple[Target, list[Flight]]:
         targets, flights = await self._targets.use(tenant, [model])
@@ -173,24 +189,24 @@ class Generator:
         call_id, n = secrets.token_hex(12), body.n or 1
         seed = secrets.randbits(63) if body.seed is None else body.seed
         row = plan.target.row
-        lease = None if row is None else await self._residency.lease(row)
         requests, choices, merged = [], {}, None
-        with ExitStack() as leases:
+        charge = self._limiter.reserve(plan.caller, plan.prompt_tokens + n * sum(plan.limits))
+        with ExitStack() as leases, ExitStack() as shares:
+            shares.enter_context(charge)
+            lease = None if row is None else await self._residency.lease(row)
             if row is not None and lease is not None:
                 leases.callback(lease.release)
-                tokens = n * sum(map(len, plan.prompts))
-                merged = await self._merging.use(row, lease, mode, tokens, leases)
-            with ExitStack() as shares:
-                for index, share in enumerate(self._residency.shares(lease, len(plan.prompts) * n, shares)):
-                    k, request_id = index // n, f"{call_id}-{index}"
-                    sampling = _sampling(body, plan.limits[k], seed + index % n)
-                    whole = self._merging.share(merged, shares)
-                    requests.append(Request(request_id, plan.prompts[k], inbox.deliver, None, share, sampling, whole))
-                    tail = plan.prompts[k][-plan.context :] if plan.context else ()
-                    choices[request_id] = _Choice(index, self._tokenizer, tail, body.stops)
-                call.submit(requests)
-                shares.pop_all()
-        return Generation(plan.target, mode_of(requests[0]), call, choices, sum(map(len, plan.prompts)))
+                merged = await self._merging.use(row, lease, mode, n * plan.prompt_tokens, leases)
+            for index, share in enumerate(self._residency.shares(lease, len(plan.prompts) * n, shares)):
+                k, request_id = index // n, f"{call_id}-{index}"
+                sampling = _sampling(body, plan.limits[k], seed + index % n)
+                whole = self._merging.share(merged, shares)
+                requests.append(Request(request_id, plan.prompts[k], inbox.deliver, None, share, sampling, whole))
+                tail = plan.prompts[k][-plan.context :] if plan.context else ()
+                choices[request_id] = _Choice(index, self._tokenizer, tail, body.stops)
+            call.submit(requests)
+            shares.pop_all()
+        return Generation(plan, mode_of(requests[0]), call, choices, charge)
 
 
 def _sampling(body: GenerationFields, max_tokens: int, seed: int) -> SamplingParams:

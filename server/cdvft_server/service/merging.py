@@ -17,7 +17,7 @@ from cdvft.adapter import Adapter
 
 from cdvft_server.engine.admission import Draining
 from cdvft_server.engine.batch import Request
-from cdvft_server.engine.merged import MergedLease, MergedUse, merge_adapter, merged_bytes
+from cdvft_server.engine.merged import MergedLease, MergedUse, MergedWeights, merge_adapter, merged_bytes
 from cdvft_server.engine.pool import Lease, PoolFull
 from cdvft_server.errors import ApiError
 from cdvft_server.exceptions import StoreError
@@ -44,7 +44,7 @@ class Merging:
         self._backbone, self._engine, self._workers = parts.backbone, parts.engine, parts.workers
         self._pool, self._read, self._wait_seconds = parts.merged, read, parts.config.pool_wait_seconds
         self._building: dict[str, _Build] = {}
-        self._turn = asyncio.Semaphore(1)
+        self._turn, self._max_queue = asyncio.Semaphore(1), parts.config.max_queue
         self._counted: Counter[str] = Counter()
 
     async def use_all(
@@ -55,15 +55,15 @@ class Merging:
         tokens: Mapping[str, int],
         leases: ExitStack,
     ) -> dict[str, MergedUse]:
-        """`use` for each adapter of a classify call, by digest; `held` and `tokens` are by digest, too."""
-        wanted = {row.digest: row for row in rows}
+        """`use` for each adapter of a classify call, by `VersionRow.key`; so are `held` and `tokens`."""
+        wanted = {row.key: row for row in rows}
         if mode == "merged":
-            self._check_fit([(row, held[digest]) for digest, row in wanted.items()])
+            self._check_fit([(row, held[key]) for key, row in wanted.items()])
         found = {}
-        for digest, row in wanted.items():
-            use = await self.use(row, held[digest], mode, tokens[digest], leases, generates=False)
+        for key, row in wanted.items():
+            use = await self.use(row, held[key], mode, tokens[key], leases, generates=False)
             if use is not None:
-                found[digest] = use
+                found[key] = use
         return found
 
     async def use(
@@ -96,7 +96,7 @@ class Merging:
         least = self._engine.costs.least_tokens(lease.method, lease.flops, sites)
         if tokens < least and (math.isinf(least) or not generates):
             return None
-        merged = self._pool.acquire(row.digest)
+        merged = self._pool.acquire(row.key)
         if merged is not None:
             return self._held(MergedUse(merged, prompt=tokens >= least, decode_from=least), leases)
         if tokens >= least:
@@ -113,11 +113,11 @@ class Merging:
         leases.callback(use.lease.release)
         return use
 
-    def discard(self, digest: str) -> None:
-        self._pool.discard(digest)
-        self._counted.pop(digest, None)
-        if digest in self._building:
-            self._building[digest].discarded = True
+    def discard(self, key: str) -> None:
+        self._pool.discard(key)
+        self._counted.pop(key, None)
+        if key in self._building:
+            self._building[key].discarded = True
 
     async def close(self) -> None:
         """No merging goes on after this; who waits for one hears that the server is stopping."""
@@ -145,23 +145,26 @@ class Merging:
         """Merge what is hot, where there is room that nobody used for a while. What failed must be ten times as hot."""
         if len(self._counted) > MAX_COUNTED:
             self._counted.clear()
-        self._counted[row.digest] += tokens
-        if self._counted[row.digest] < HOT_TOKENS or row.digest in self._building:
+        self._counted[row.key] += tokens
+        if self._counted[row.key] < HOT_TOKENS or row.key in self._building:
             return
-        self._counted[row.digest] = -9 * HOT_TOKENS
+        self._counted[row.key] = -9 * HOT_TOKENS
         with suppress(PoolFull):
             self._pool.check_room(self._bytes(lease), UNUSED_SECONDS)
             self._build(row, lease, asked=False)
 
     async def _merged(self, row: VersionRow, lease: Lease) -> MergedLease:
-        """A lease of the caller's own, after the merging that was needed. Raises PoolFull, also after a long wait."""
+        """A lease of the caller's own, after the merging that was needed. Raises PoolFull, also after a long wait, or
+        where too many wait already."""
+        if (waiting := sum(build.waiting for build in self._building.values())) >= self._max_queue:
+            raise PoolFull(f"{waiting} calls wait for weights to be merged already; ask again")
         try:
             async with asyncio.timeout(self._wait_seconds):
                 while True:
-                    merged = self._pool.acquire(row.digest)
+                    merged = self._pool.acquire(row.key)
                     if merged is not None:
                         return merged
-                    build = self._building.get(row.digest)
+                    build = self._building.get(row.key)
                     if build is None or build.task.done():
                         self._pool.check_room(self._bytes(lease))
                         build = self._build(row, lease, asked=True)
@@ -171,12 +174,12 @@ class Merging:
 
     def _build(self, row: VersionRow, lease: Lease, *, asked: bool) -> "_Build":
         build = _Build(asked)
-        build.task = asyncio.create_task(self._merge(row, self._bytes(lease), build), name=f"merge {row.digest}")
-        self._building[row.digest] = build
+        build.task = asyncio.create_task(self._merge(row, self._bytes(lease), build), name=f"merge {row.key}")
+        self._building[row.key] = build
 
         def ended(task: "asyncio.Task[None]") -> None:
-            if self._building.get(row.digest) is build:
-                del self._building[row.digest]
+            if self._building.get(row.key) is build:
+                del self._building[row.key]
             _tell(task, build)
 
         build.task.add_done_callback(ended)
@@ -188,10 +191,13 @@ class Merging:
                 return  # everybody who asked has left
             unused_for = 0.0 if build.waiting else UNUSED_SECONDS
             self._pool.check_room(nbytes, unused_for)
-            weights = await self._workers.run_long(lambda: merge_adapter(self._backbone, self._read(row)))
+            weights = await self._workers.run_long(self._merge_now, row)
             self._pool.place(weights, unused_for).release()
             if build.discarded:
-                self._pool.discard(row.digest)
+                self._pool.discard(row.key)
+
+    def _merge_now(self, row: VersionRow) -> MergedWeights:
+        return replace(merge_adapter(self._backbone, self._read(row)), digest=row.key)
 
 
 class _Build:

@@ -78,8 +78,9 @@ class Pins:
             if held is not None and held.digest == version.digest:
                 self._release(version.adapter_id)
 
-    def holds(self, digest: str) -> bool:
-        return any(row.digest == digest for row in self._held.values())
+    def holds(self, key: str) -> bool:
+        """`VersionRow.key`."""
+        return any(row.key == key for row in self._held.values())
 
     async def _try(self, row: VersionRow) -> None:
         try:
@@ -94,14 +95,14 @@ class Pins:
         await self._check_room(row)
         lease = await self._residency.lease(row)
         try:
-            if not self._pool.pin(row.digest):
+            if not self._pool.pin(row.key):
                 raise unavailable("adapter_unavailable", f"adapter {row.name}@{row.version} was deleted meanwhile")
         finally:
             lease.release()
         before = self._held.get(row.adapter_id)
         self._held[row.adapter_id] = row
-        if before is not None and not self.holds(before.digest):
-            self._pool.unpin(before.digest)
+        if before is not None and not self.holds(before.key):
+            self._pool.unpin(before.key)
 
     async def _check_room(self, row: VersionRow) -> None:
         """Raises ApiError."""
@@ -109,14 +110,20 @@ class Pins:
         together, largest = await self._residency.bytes_of(rows)
         budget = self._pool.stats().budget_bytes
         if together + largest > budget:
-            raise ApiError(
-                "conflict",
-                f"adapter {row.name}@{row.version} cannot be pinned: with it the {len(rows)} pinned adapters take "
-                f"{together} bytes and must leave {largest} for one that is not, the adapter memory has {budget} "
-                "(--adapter-memory); unpin others first",
+            own = [each for each in rows if each.tenant == row.tenant]
+            if len(own) < len(rows):  # how many others have pinned is not this tenant's to know
+                told = "what is pinned already leaves no room for it"
+            else:
+                told = (
+                    f"with it the {len(rows)} pinned adapters take {together} bytes and must leave {largest} for one "
+                    f"that is not, the adapter memory has {budget}"
+                )
+            message = (
+                f"adapter {row.name}@{row.version} cannot be pinned: {told} (--adapter-memory); unpin others first"
             )
+            raise ApiError("conflict", message)
 
     def _release(self, adapter_id: int) -> None:
         row = self._held.pop(adapter_id, None)
-        if row is not None and not self.holds(row.digest):
-            self._pool.unpin(row.digest)
+        if row is not None and not self.holds(row.key):
+            self._pool.unpin(row.key)

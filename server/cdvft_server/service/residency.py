@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Hashable, Iterable, Mapping
-from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Hashable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Literal
 
@@ -70,13 +70,14 @@ class Residency:
         self._sizes: dict[str, _Size] = {}
         self._banks: dict[Hashable, int] = {}
         self._turn = asyncio.Lock()
+        self._max_queue, self._waiting = parts.config.max_queue, 0
         self.times = LoadTimes()
 
     async def lease(self, row: VersionRow, *, wait: bool = True) -> Lease:
         """Raises ApiError adapter_unavailable where the stored adapter cannot be read, PoolFull after the wait for
         room, or at once without `wait`."""
         while True:
-            lease = self._pool.acquire(row.digest)
+            lease = self._pool.acquire(row.key)
             if lease is not None:
                 return lease
             lease = await self._join_load(row, wait)
@@ -84,13 +85,13 @@ class Residency:
                 return lease
 
     async def lease_all(self, rows: Iterable[VersionRow], leases: ExitStack) -> dict[str, Lease]:
-        """A lease for each digest, given back with `leases`: all or none. Raises as `lease`, and ApiError where they
-        cannot be in memory together.
+        """A lease for each `VersionRow.key`, given back with `leases`: all or none. Raises as `lease`, and ApiError
+        where they cannot be in memory together.
 
         Who finds no room for the next one gives back what it has. Only one call at a time waits for room with leases
         in hand: no two wait for each other.
         """
-        wanted = {row.digest: row for row in rows}
+        wanted = {row.key: row for row in rows}
         try:
             return await self._lease_each(wanted, leases, wait=len(wanted) == 1)
         except PoolFull:
@@ -108,28 +109,28 @@ class Residency:
                 leases.callback(share.release)
         return shares
 
-    def of(self, digest: str) -> Literal["device", "host", "store"]:
+    def of(self, key: str) -> Literal["device", "host", "store"]:
         """Where it is now."""
-        if self._pool.is_resident(digest):
+        if self._pool.is_resident(key):
             return "device"
-        return "host" if digest in self._pool.host else "store"
+        return "host" if key in self._pool.host else "store"
 
     async def warm(self, row: VersionRow) -> None:
         """Onto the device if there is room without evicting another; raises PoolFull otherwise, ApiError as `lease`."""
-        if not self._pool.is_resident(row.digest):
+        if not self._pool.is_resident(row.key):
             _, prepared = await self._workers.run(self._find, row)
             (await self._workers.run(self._pool.place, prepared, evict=False)).release()
 
     async def bytes_of(self, rows: Iterable[VersionRow]) -> tuple[int, int]:
         """What these take together with nothing else in memory, and the largest of them alone. Raises ApiError."""
-        sizes = {row.digest: await self._size(row) for row in rows}
+        sizes = {row.key: await self._size(row) for row in rows}
         banks = {size.bank: size.opening for size in sizes.values()}
         together = sum(banks.values()) + sum(size.row + size.head for size in sizes.values())
         return together, max((size.alone for size in sizes.values()), default=0)
 
-    def discard(self, digest: str) -> None:
-        self._pool.discard(digest)
-        self._sizes.pop(digest, None)
+    def discard(self, key: str) -> None:
+        self._pool.discard(key)
+        self._sizes.pop(key, None)
 
     async def close(self) -> None:
         """No load goes on after this."""
@@ -141,8 +142,8 @@ class Residency:
     async def _lease_each(self, rows: Mapping[str, VersionRow], leases: ExitStack, *, wait: bool) -> dict[str, Lease]:
         held: dict[str, Lease] = {}
         with ExitStack() as own:
-            for digest, row in rows.items():
-                held[digest] = lease = await self.lease(row, wait=wait)
+            for key, row in rows.items():
+                held[key] = lease = await self.lease(row, wait=wait)
                 own.callback(lease.release)
             leases.enter_context(own.pop_all())
         return held
@@ -150,8 +151,9 @@ class Residency:
     @asynccontextmanager
     async def _my_turn(self) -> AsyncIterator[None]:
         try:
-            async with asyncio.timeout(self._wait_seconds):
-                await self._turn.acquire()
+            with self._in_line():
+                async with asyncio.timeout(self._wait_seconds):
+                    await self._turn.acquire()
         except TimeoutError:
             raise PoolFull("no room for the adapters of this call: others wait for room before it") from None
         try:
@@ -185,9 +187,9 @@ class Residency:
             raise unavailable("adapter_unavailable", message, retry_after=60)
 
     async def _size(self, row: VersionRow) -> _Size:
-        if row.digest not in self._sizes:
+        if row.key not in self._sizes:
             self._measure((await self._workers.run(self._find, row))[1])
-        return self._sizes[row.digest]
+        return self._sizes[row.key]
 
     def _measure(self, prepared: PreparedAdapter) -> None:
         bank = self._banks.setdefault(prepared.signature, len(self._banks))
@@ -195,20 +197,32 @@ class Residency:
         self._sizes[prepared.digest] = _Size(bank, opening, prepared.nbytes, prepared.head_nbytes)
 
     async def _join_load(self, row: VersionRow, wait: bool) -> Lease | None:
-        load = self._loads.get(row.digest)
-        if load is None:
-            load = self._loads[row.digest] = _Load(asyncio.create_task(self._load(row), name=f"load {row.digest}"))
-        load.waiting += 1
+        with self._in_line():
+            load = self._loads.get(row.key)
+            if load is None:
+                load = self._loads[row.key] = _Load(asyncio.create_task(self._load(row), name=f"load {row.key}"))
+            load.waiting += 1
+            try:
+                if not wait:
+                    await asyncio.wait({load.task, load.full}, return_when=asyncio.FIRST_COMPLETED)
+                    if not load.task.done():
+                        raise PoolFull(f"no room for adapter {row.name}@{row.version} now")
+                await asyncio.shield(load.task)
+                return self._pool.acquire(row.key)
+            finally:
+                load.waiting -= 1
+                load.release_if_unused()
+
+    @contextmanager
+    def _in_line(self) -> Iterator[None]:
+        """While a call waits for adapters. Raises ApiError where as many do as may."""
+        if self._waiting >= self._max_queue:
+            raise unavailable("overloaded", f"{self._waiting} calls wait for adapters already; try again in a second")
+        self._waiting += 1
         try:
-            if not wait:
-                await asyncio.wait({load.task, load.full}, return_when=asyncio.FIRST_COMPLETED)
-                if not load.task.done():
-                    raise PoolFull(f"no room for adapter {row.digest} now")
-            await asyncio.shield(load.task)
-            return self._pool.acquire(row.digest)
+            yield
         finally:
-            load.waiting -= 1
-            load.release_if_unused()
+            self._waiting -= 1
 
     async def _load(self, row: VersionRow) -> Lease:
         started = perf_counter()
@@ -216,16 +230,18 @@ class Residency:
             source, prepared = await self._workers.run(self._find, row)
             self._measure(prepared)
             self._check_size(row, prepared)
-            lease = await self._place(prepared, self._loads[row.digest])
+            lease = await self._place(prepared, self._loads[row.key])
         finally:
-            del self._loads[row.digest]
+            del self._loads[row.key]
         self.times.observe(source, perf_counter() - started)
         return lease
 
     def _find(self, row: VersionRow) -> tuple[Source, PreparedAdapter]:
-        """On the host, else in the store. Raises ApiError."""
-        prepared = self._pool.host.get(row.digest)
-        return ("store", prepare_adapter(self.read(row))) if prepared is None else ("host", prepared)
+        """On the host, else in the store; known by the row's key from here on. Raises ApiError."""
+        prepared = self._pool.host.get(row.key)
+        if prepared is not None:
+            return "host", prepared
+        return "store", replace(prepare_adapter(self.read(row)), digest=row.key)
 
     def read(self, row: VersionRow) -> Adapter:
         """From the store, in a worker thread. Raises ApiError adapter_unavailable where it is damaged."""

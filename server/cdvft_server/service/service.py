@@ -12,6 +12,8 @@ from cdvft_server.config import ServeConfig
 from cdvft_server.engine.engine import Engine
 from cdvft_server.engine.pool import AdapterPool
 from cdvft_server.errors import unavailable
+from cdvft_server.service.access import Access
+from cdvft_server.service.admin import Admin
 from cdvft_server.service.bridge import Bridge
 from cdvft_server.service.catalog import Catalog
 from cdvft_server.service.classification import Classifier
@@ -22,6 +24,7 @@ from cdvft_server.service.gauges import Gauges, read_gauges
 from cdvft_server.service.generation import Generator
 from cdvft_server.service.hits import Hits
 from cdvft_server.service.lastknown import LastKnown
+from cdvft_server.service.limiter import Limiter
 from cdvft_server.service.loading import load_base, make_engine, make_merged_pool, make_pool
 from cdvft_server.service.merging import Merging
 from cdvft_server.service.parts import RENDERERS, Parts
@@ -33,12 +36,12 @@ from cdvft_server.service.seeding import seed_demo, seed_folders
 from cdvft_server.service.targets import Targets
 from cdvft_server.service.uploads import Uploads
 from cdvft_server.service.workers import Workers
-from cdvft_server.store import Store
+from cdvft_server.store import DEFAULT_TENANT, Store
 from cdvft_server.template_worker import TemplateWorkers
 
 __all__ = ["TENANT", "Service"]
 
-TENANT = "default"  # everybody's, as long as there are no keys
+TENANT = DEFAULT_TENANT
 
 
 class Service:
@@ -50,7 +53,7 @@ class Service:
         """On the loop's thread; starts the template worker and nothing else."""
         self.config, self._draining = config, False
         self._threads_before = torch.get_num_threads()
-        workers = Workers(RENDERERS)
+        workers = Workers(RENDERERS, max_queue=config.max_queue)
         self._parts = parts = Parts(
             config=config,
             backbone=backbone,
@@ -64,7 +67,9 @@ class Service:
             flights=Flights(),
             hits=Hits(store, workers),
             last_known=LastKnown(config.stale_seconds),
+            limiter=Limiter(),
         )
+        self.access, self.limiter = Access(config, store, workers), parts.limiter
         self._residency = Residency(parts)
         self._merging = Merging(parts, self._residency.read)
         encoding = Encoding(parts)
@@ -77,6 +82,7 @@ class Service:
         deletes = Deletes(parts, self._residency, self._pins, self._merging)
         self._replication = Replication(parts, deletes, self._pins)
         self.catalog = Catalog(parts, self._residency, self._pins, deletes, self._replication)
+        self.admin = Admin(parts, self.catalog)
 
     @classmethod
     async def start(cls, config: ServeConfig) -> Self:
@@ -98,6 +104,7 @@ class Service:
             await asyncio.to_thread(engine.start)
             service._parts.hits.start()
             await service._replication.start()
+            await service.access.start()
             await service._parts.workers.run(service._seed)
             await service._pins.load()
             await preload(service._parts, service._residency, None if config.preload == "all" else config.preload)

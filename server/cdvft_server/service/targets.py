@@ -31,6 +31,11 @@ class Target:
     stale: bool = False
 
     @property
+    def key(self) -> str:
+        """What caches know it by."""
+        return self.digest if self.row is None else self.row.key
+
+    @property
     def task(self) -> str:
         """ "base", "lm", "classification" or "regression"."""
         return "base" if self.row is None else str(self.summary["task"])

@@ -1,6 +1,7 @@
 """From an uploaded form, or a folder, to a stored version: read, validate, prove, store."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -13,7 +14,7 @@ from cdvft.selftest import probe_sites
 from cdvft_server.answers import SelfTest
 from cdvft_server.archive import ArchiveLimits, read_archive
 from cdvft_server.config import ServeConfig
-from cdvft_server.errors import ApiError, invalid
+from cdvft_server.errors import ApiError, invalid, unavailable
 from cdvft_server.naming import check_name
 from cdvft_server.service.parts import Parts
 from cdvft_server.service.pins import Pins
@@ -53,7 +54,18 @@ class Uploads:
     def __init__(self, parts: Parts, pins: Pins) -> None:
         self._config, self._base, self._engine, self._pool = parts.config, parts.base, parts.engine, parts.pool
         self._store, self._templates, self._workers = parts.store, parts.templates, parts.workers
-        self._pins = pins
+        self._pins, self._running = pins, 0
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """One upload, from its first byte to its answer. Raises ApiError overloaded."""
+        if self._running >= self._config.max_uploads:
+            raise unavailable("overloaded", f"{self._running} uploads run already; try again in a second")
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
 
     async def put(self, tenant: str, form: UploadForm) -> Stored:
         """Raises ApiError and whatever `faults.translate` knows; then nothing was stored."""

@@ -7,6 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import ParamSpec, TypeVar
 
+from cdvft_server.errors import unavailable
+
 __all__ = ["Lane", "Workers"]
 
 P = ParamSpec("P")
@@ -14,22 +16,25 @@ T = TypeVar("T")
 
 
 class Lane:
-    """`count` threads. A call that is cancelled before its turn never runs; one that began keeps its turn until its
-    thread has ended, whoever still waits for it: no more than `count` calls hold a thread or their arguments.
+    """`count` threads, and a line of at most `most_waiting` calls before them (None: any number). A call that is
+    cancelled before its turn never runs; one that began keeps its turn until its thread has ended, whoever still waits
+    for it: no more than `count` calls hold a thread or their arguments.
     """
 
-    def __init__(self, name: str, count: int) -> None:
+    def __init__(self, name: str, count: int, most_waiting: int | None = None) -> None:
+        self._name, self._most_waiting, self._waiting = name, most_waiting, 0
         self._pool = ThreadPoolExecutor(count, thread_name_prefix=f"cdvft-{name}")
         self._turns = asyncio.Semaphore(count)
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Raises ApiError overloaded where the line is full."""
         loop = asyncio.get_running_loop()
 
         def ended(_: "Future[T]") -> None:
             with suppress(RuntimeError):  # the loop is closed: nobody waits for a turn
                 loop.call_soon_threadsafe(self._turns.release)
 
-        await self._turns.acquire()
+        await self._my_turn()
         try:
             future = self._pool.submit(function, *args, **kwargs)
         except BaseException:
@@ -37,6 +42,17 @@ class Lane:
             raise
         future.add_done_callback(ended)
         return await asyncio.wrap_future(future)
+
+    async def _my_turn(self) -> None:
+        if self._most_waiting is not None and self._turns.locked() and self._waiting >= self._most_waiting:
+            raise unavailable(
+                "overloaded", f"{self._waiting} calls wait for a {self._name} thread already; try again in a second"
+            )
+        self._waiting += 1
+        try:
+            await self._turns.acquire()
+        finally:
+            self._waiting -= 1
 
     def close(self) -> None:
         """Waits for what runs; what has not begun is dropped."""
@@ -46,16 +62,17 @@ class Lane:
 class Workers:
     """`run` is for what every request waits for: names looked up, leases. `run_long` is for uploads, downloads and
     large texts. `texts` tokenises, `templates` waits for template processes (`renderers` of them), `bodies` reads large
-    JSON, one at a time, `beats` tells the other replicas and hears from them.
+    JSON, one at a time. Before each at most `max_queue` calls wait, but for `run`: what it does takes a millisecond,
+    and a connection waits for one at a time. `beats` tells the other replicas and hears from them.
     """
 
-    def __init__(self, renderers: int, count: int | None = None) -> None:
+    def __init__(self, renderers: int, count: int | None = None, max_queue: int | None = None) -> None:
         count = count or max(4, (os.cpu_count() or 1) + 2)
         self._lookups = Lane("worker", count)
-        self._long = Lane("long", count // 2)
-        self.texts = Lane("text", count // 2)
-        self.templates = Lane("template", renderers)
-        self.bodies = Lane("body", 1)
+        self._long = Lane("long", count // 2, max_queue)
+        self.texts = Lane("text", count // 2, max_queue)
+        self.templates = Lane("template", renderers, max_queue)
+        self.bodies = Lane("body", 1, max_queue)
         self.beats = Lane("beat", 1)
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

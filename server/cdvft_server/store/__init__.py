@@ -1,8 +1,31 @@
-"""Durable adapters of every tenant and base, in one database. Knows no HTTP, no asyncio and no tensors."""
+"""Durable adapters of every tenant and base, tenants and keys, in one database. Knows no HTTP, asyncio or tensors."""
 
 from cdvft_server.store.changes import NewVersion, Upload
+from cdvft_server.store.keys import SECRET, Candidate, Found, KeyRow, Keys, hash_of, lookup_of
 from cdvft_server.store.replicas import GoneVersion, News, Replica
-from cdvft_server.store.rows import VersionRow
+from cdvft_server.store.rows import VersionRow, cache_key
 from cdvft_server.store.store import Deleted, Store
+from cdvft_server.store.tenants import DEFAULT_TENANT, TenantLimits, TenantRow, Tenants
 
-__all__ = ["Deleted", "GoneVersion", "NewVersion", "News", "Replica", "Store", "Upload", "VersionRow"]
+__all__ = [
+    "DEFAULT_TENANT",
+    "SECRET",
+    "Candidate",
+    "Deleted",
+    "Found",
+    "GoneVersion",
+    "KeyRow",
+    "Keys",
+    "NewVersion",
+    "News",
+    "Replica",
+    "Store",
+    "TenantLimits",
+    "TenantRow",
+    "Tenants",
+    "Upload",
+    "VersionRow",
+    "cache_key",
+    "hash_of",
+    "lookup_of",
+]

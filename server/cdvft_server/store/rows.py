@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, Text, cast, false, or_, select
 from cdvft_server.naming import MAX_VERSION, Alias, DigestPrefix, Latest, Selector, Version, is_name
 from cdvft_server.store.tables import adapters, aliases, versions
 
-__all__ = ["LATEST", "VersionRow", "fetch", "numbered", "of_adapter", "pointed_at", "selected", "visible"]
+__all__ = ["LATEST", "VersionRow", "cache_key", "fetch", "numbered", "of_adapter", "pointed_at", "selected", "visible"]
 
 LATEST = "latest"
 POINTER = aliases.alias("pointer")
@@ -37,6 +37,11 @@ STATEMENT = (
 )
 
 
+def cache_key(tenant: str, digest: str) -> str:
+    """What caches know an adapter by: with the tenant, since what one has loaded must not show to another."""
+    return f"{tenant}/{digest}"
+
+
 @dataclass(frozen=True)
 class VersionRow:
     """`id` is never used again, not even after a delete. `aliases` are the adapter's, `latest` among them.
@@ -61,6 +66,11 @@ class VersionRow:
     aliases: dict[str, int]
     hits: int
     last_used: int | None  # unix seconds
+
+    @property
+    def key(self) -> str:
+        """`cache_key`."""
+        return cache_key(self.tenant, self.digest)
 
     @property
     def is_latest(self) -> bool:

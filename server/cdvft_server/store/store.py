@@ -1,7 +1,8 @@
 """Adapters: versions, aliases and their files, of every tenant and base, in one database.
 
 Every method is one transaction, sees and changes only rows of the base it is given, and may be called from any thread.
-All raise StoreUnavailable. Names are checked by `naming` before they come here.
+All raise StoreUnavailable. `tenants` and `keys` have methods of the same kind. Names are checked by `naming` before
+they come here.
 """
 
 import time
@@ -16,10 +17,12 @@ from cdvft_server.naming import AdapterRef, DigestPrefix
 from cdvft_server.store.blobs import read_files
 from cdvft_server.store.changes import NewVersion, Upload, delete_versions, mend, point, put
 from cdvft_server.store.database import FILE_SECONDS, Database
+from cdvft_server.store.keys import Keys
 from cdvft_server.store.missing import no_adapter, not_there
 from cdvft_server.store.replicas import Replica, announce
 from cdvft_server.store.rows import LATEST, VersionRow, fetch, numbered, of_adapter, pointed_at, selected, visible
 from cdvft_server.store.tables import adapters, aliases, steps, versions
+from cdvft_server.store.tenants import Tenants, check_quota, lock_tenant
 
 __all__ = ["Deleted", "Store"]
 
@@ -40,6 +43,7 @@ class Store:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._author: str | None = None
+        self.tenants, self.keys = Tenants(database), Keys(database)
 
     @classmethod
     def open(cls, url: str) -> "Store":
@@ -76,11 +80,15 @@ class Store:
 
         New content gets the highest version ever + 1 and moves `latest` to it. Content that the name already has on
         this base is found again and moves nothing. An explicit `alias` moves in any case. `step` is recorded with it.
+        Raises UnknownTenant, and QuotaExceeded where new content leaves the tenant with more than it may have.
         """
         upload = Upload(name, new, alias, public, description)
         with self._database.write() as connection:
+            limits = lock_tenant(connection, tenant)
             outcome = put(connection, tenant, upload)
             self._announce_pin(connection, outcome[0])
+            if outcome[1]:
+                check_quota(connection, tenant, limits)
             if step is not None and not _is_done(connection, step):
                 _record(connection, step)
         return outcome

@@ -10,6 +10,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Float,
     ForeignKey,
     ForeignKeyConstraint,
     Index,
@@ -27,12 +28,15 @@ __all__ = [
     "adapters",
     "aliases",
     "blobs",
+    "keys",
     "metadata",
     "names",
     "news",
     "receipts",
     "replicas",
+    "settings",
     "steps",
+    "tenants",
     "version_files",
     "versions",
 ]
@@ -106,6 +110,7 @@ blobs = Table(
     Column("sha256", String(64), primary_key=True),
     Column("size", BigInteger, nullable=False),
     Column("data", LargeBinary, nullable=False),
+    Index("blobs_sizes", "tenant", "size"),
 )
 
 version_files = Table(
@@ -160,3 +165,46 @@ receipts = Table(
     Column("replica", String(32), primary_key=True),
 )
 """Which replica has done what a piece of news asks for."""
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("id", Key, primary_key=True, doc="the order of lists"),
+    Column("name", Name, nullable=False),
+    Column("max_adapters", BigInteger, doc="names; like all limits NULL is none"),
+    Column("max_bytes", BigInteger, doc="of stored files"),
+    Column("requests_per_minute", BigInteger),
+    Column("tokens_per_minute", BigInteger),
+    Column("max_concurrent", BigInteger, doc="requests at a time"),
+    Column("weight", Float, nullable=False, doc="share of the engine beside other tenants'"),
+    Column("created_at", BigInteger, nullable=False, doc="unix seconds"),
+    UniqueConstraint("name", name="tenants_name"),
+    sqlite_autoincrement=True,
+)
+"""`default` is always there."""
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("number", Key, primary_key=True, doc="the order of lists"),
+    Column("id", String(32), nullable=False),
+    Column("tenant", Name, ForeignKey("tenants.name", name="keys_tenant"), nullable=False),
+    Column("lookup", String(16), nullable=False, doc="what the hash begins with: rows are found by it"),
+    Column("hash", String(64), nullable=False, doc="sha256 of the key, which itself is nowhere"),
+    Column("prefix", String(16), nullable=False, doc="what the key begins with, for people"),
+    Column("scopes", String(64), nullable=False, doc="with commas"),
+    Column("created_at", BigInteger, nullable=False, doc="unix seconds, like those that follow"),
+    Column("expires_at", BigInteger),
+    Column("revoked_at", BigInteger),
+    UniqueConstraint("id", name="keys_id"),
+    Index("keys_lookup", "lookup"),
+    Index("keys_of_tenant", "tenant", "number"),
+    sqlite_autoincrement=True,
+)
+
+settings = Table(
+    "settings",
+    metadata,
+    Column("name", String(96), primary_key=True),
+    Column("value", Text, nullable=False),
+)
+"""`authentication_required` is `true` from the first key on, until a command says otherwise."""

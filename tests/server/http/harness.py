@@ -1,6 +1,7 @@
 """A real server on a free port in a thread of this process, and what tests ask of it."""
 
 import asyncio
+import copy
 import io
 import json
 import threading
@@ -75,6 +76,13 @@ class Live:
 
     def __exit__(self, *error: object) -> None:
         self.stop()
+
+    @contextmanager
+    def acting(self, key: str) -> Iterator["Live"]:
+        """The same server, asked with this key."""
+        other = copy.copy(self)
+        with httpx.Client(base_url=self.url, timeout=WAIT, headers={"authorization": f"Bearer {key}"}) as other.client:
+            yield other
 
     def post(self, path: str, body: Any = None, **options: Any) -> httpx.Response:
         return self.client.post(path, json=body, **options)

@@ -3,20 +3,24 @@
 import pytest
 from cdvft_server.app import create_app
 from cdvft_server.config import ServeConfig
-from cdvft_server.errors import StartRefused
-from cdvft_server.middleware import LocalOnly
+from cdvft_server.errors import ApiError, StartRefused
+from cdvft_server.gate import LocalOnly
 from starlette.datastructures import Headers
 
 from tests.server.http.harness import Fleet
 
-LOCAL = LocalOnly(lambda *_: None, listens_on="127.0.0.1")
-OPEN = LocalOnly(lambda *_: None, listens_on="0.0.0.0", names=["models.example"])
+LOCAL = LocalOnly("127.0.0.1")
+OPEN = LocalOnly("0.0.0.0", ["models.example"])
 
 
 def refused(guard: LocalOnly, *hosts: str, origin: str | None = None) -> bool:
     raw = [(b"host", host.encode()) for host in hosts]
     raw += [] if origin is None else [(b"origin", origin.encode())]
-    return guard._refusal(Headers(raw=raw)) is not None
+    try:
+        guard.check(Headers(raw=raw))
+    except ApiError as error:
+        return error.code == "forbidden"
+    return False
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def test_merging_that_has_no_room_is_not_begun(tiny_server: Any, monkeypatch: py
         fleet.add(name, random_adapter(fleet.base.info, seed))
     complete(fleet, MERGED, "one")
     pool = fleet.live.service._parts.merged
-    in_use = pool.acquire(fleet.adapters["one"].digest)
+    in_use = pool.acquire(f"default/{fleet.adapters['one'].digest}")
     monkeypatch.setattr("cdvft_server.service.merging.merge_adapter", lambda *_: pytest.fail("merged for nothing"))
     answer = fleet.live.post("/v1/completions", {"model": "two", "prompt": "a"}, headers=MERGED)
     assert (answer.status_code, error_of(answer)["code"]) == (503, "overloaded")

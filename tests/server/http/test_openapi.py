@@ -24,6 +24,11 @@ ROUTES = {
     "/v1/adapters/{name}/versions": ["get"],
     "/v1/adapters/{name}/download": ["get"],
     "/v1/adapters/{name}/aliases/{alias}": ["delete", "put"],
+    "/v1/admin/tenants": ["get", "post"],
+    "/v1/admin/tenants/{name}": ["delete", "get", "put"],
+    "/v1/admin/keys": ["get", "post"],
+    "/v1/admin/keys/{id}": ["delete", "get"],
+    "/v1/admin/keys/{id}/rotate": ["post"],
 }
 
 

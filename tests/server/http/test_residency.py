@@ -308,5 +308,5 @@ def test_pins_and_what_moves_them_at_once(tiny_server: Any, llama: Backbone) -> 
     rows = service._parts.store.pinned(llama.info.digest)
     held = service._pins._held
     assert {row.adapter_id: row.digest for row in rows} == {key: row.digest for key, row in held.items()}
-    assert all(service._parts.pool.is_resident(row.digest) for row in rows)
+    assert all(service._parts.pool.is_resident(row.key) for row in rows)
     assert service._parts.pool.stats().pinned == len({row.digest for row in rows})
