@@ -13,7 +13,7 @@ from cdvft_server.errors import StartRefused, install_handlers
 from cdvft_server.metrics import CountResponses, Metrics
 from cdvft_server.middleware import Envelope, LocalOnly, is_loopback
 from cdvft_server.presence import Gone
-from cdvft_server.routes import adapters, classify, completions, health, models
+from cdvft_server.routes import adapters, classify, completions, health, models, usage
 from cdvft_server.service import FAULTS, Gauges, Service, translate
 
 __all__ = ["create_app", "refuse_open_host"]
@@ -43,7 +43,7 @@ def create_app(config: ServeConfig, service: Service | None = None) -> FastAPI:
     )
     app.state.config, app.state.service = config, service
     app.state.metrics = Metrics(lambda: _gauges(app))
-    for routes in (health, models, completions, classify, adapters):
+    for routes in (health, models, completions, classify, adapters, usage):
         app.include_router(routes.router)
     install_handlers(app)
     for kind in FAULTS:

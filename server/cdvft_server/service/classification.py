@@ -18,6 +18,7 @@ from cdvft_server.service.encoding import Encoding
 from cdvft_server.service.faults import translate
 from cdvft_server.service.flights import Flight, landing_on_error
 from cdvft_server.service.merging import Merging, Mode, mode_of
+from cdvft_server.service.metering import Part
 from cdvft_server.service.parts import Parts
 from cdvft_server.service.residency import Residency
 from cdvft_server.service.targets import Target, Targets, adapter_only
@@ -47,6 +48,7 @@ class Classifier:
         self, parts: Parts, targets: Targets, encoding: Encoding, residency: Residency, merging: Merging
     ) -> None:
         self._config, self._engine, self._bridge = parts.config, parts.engine, parts.bridge
+        self._base, self._ledger = parts.base, parts.ledger
         self._targets, self._encoding, self._residency, self._merging = targets, encoding, residency, merging
 
     async def classify(self, tenant: str, body: ClassifyRequest, mode: Mode) -> Classified:
@@ -62,17 +64,17 @@ class Classifier:
                 adapter_only(target)
             targets = [found[model] for model in body.models]
             encoded = await self._encoding.rows(targets, body.rows, bool(body.truncate))
-            logits, modes = await self._run(targets, encoded, flights, mode)
+            logits, modes = await self._run(tenant, targets, encoded, flights, mode)
         raw = bool(body.raw_scores)
         rows = [_scored(*row, raw) for row in zip(targets, modes, logits, strict=True)]
         return Classified(rows, sum(len(row.ids) for row in encoded))
 
     async def _run(
-        self, targets: Sequence[Target], encoded: Sequence[Encoded], flights: list[Flight], mode: Mode
+        self, tenant: str, targets: Sequence[Target], encoded: Sequence[Encoded], flights: list[Flight], mode: Mode
     ) -> tuple[list[list[float]], list[str]]:
         """The head's outputs for each input, and its mode."""
         inbox = Inbox(self._bridge)
-        call = Call(self._engine, inbox, flights, self._config.max_queue)
+        call = Call(self._engine, inbox, flights, self._ledger, self._config.max_queue)
         call_id = secrets.token_hex(12)
         with ExitStack() as leases:
             rows = [target.row for target in targets if target.row is not None]
@@ -82,20 +84,20 @@ class Classifier:
                 tokens[target.digest] += len(row.ids)
             merged = await self._merging.use_all(rows, held, mode, tokens, leases)
             with ExitStack() as shares:
-                requests = []
+                used = []
                 for index, (target, row) in enumerate(zip(targets, encoded, strict=True)):
                     (share,) = self._residency.shares(held[target.digest], 1, shares)
-                    requests.append(
-                        Request(
-                            f"{call_id}-{index}",
-                            row.ids,
-                            inbox.deliver,
-                            type_ids=row.type_ids,
-                            lease=share,
-                            merged=self._merging.share(merged.get(target.digest), shares),
-                        )
+                    request = Request(
+                        f"{call_id}-{index}",
+                        row.ids,
+                        inbox.deliver,
+                        type_ids=row.type_ids,
+                        lease=share,
+                        merged=self._merging.share(merged.get(target.digest), shares),
                     )
-                call.submit(requests)
+                    account = target.account(tenant, self._base.digest)
+                    used.append(Part(request, account, target.public))
+                call.submit(used)
                 shares.pop_all()
         try:
             scores: dict[str, list[float]] = {}
@@ -105,6 +107,7 @@ class Classifier:
                 if not isinstance(event, Scores):
                     raise unavailable("draining", "the server is stopping; ask again")
                 scores[event.request_id] = event.logits
+            requests = [part.request for part in used]
             return [scores[request.id] for request in requests], [mode_of(request) for request in requests]
         finally:
             call.close()

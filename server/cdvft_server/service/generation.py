@@ -15,6 +15,7 @@ from cdvft_server.service.encoding import Encoding
 from cdvft_server.service.faults import translate
 from cdvft_server.service.flights import Flight, landing_on_error
 from cdvft_server.service.merging import Merging, Mode, mode_of
+from cdvft_server.service.metering import Part
 from cdvft_server.service.parts import Parts
 from cdvft_server.service.residency import Residency
 from cdvft_server.service.targets import Target, Targets, generation_only
@@ -40,14 +41,12 @@ class _Choice:
 
     def __init__(self, index: int, tokenizer: Any, context: Sequence[int], stops: Sequence[str]) -> None:
         self.index = index
-        self.tokens = 0
         self.done = False
         self._detokenizer = Detokenizer(tokenizer, context)
         self._stops = StopStrings(stops)
 
     def push(self, token: int) -> Piece | None:
         """The piece that is certain now; the last one if a stop string is complete."""
-        self.tokens += 1
         text = self._stops.push(self._detokenizer.push(token))
         self.done = self._stops.stopped
         return Piece(self.index, text, "stop" if self.done else None) if text or self.done else None
@@ -63,16 +62,20 @@ class _Choice:
 class Generation:
     """One call's answer in the making. `close` must run: it cancels what has not ended."""
 
-    def __init__(self, target: Target, mode: str, call: Call, choices: dict[str, _Choice], prompt_tokens: int) -> None:
+    def __init__(self, target: Target, mode: str, call: Call, choices: dict[str, _Choice]) -> None:
         self.headers = target.headers(mode)
-        self.prompt_tokens = prompt_tokens
         self.close = call.close
         self._call, self._choices = call, choices
 
     @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompts that went through the model up to now, each prompt once."""
+        return self._call.use.prompt_tokens
+
+    @property
     def completion_tokens(self) -> int:
         """Tokens that were generated up to now, without end tokens and without what came after a stop string."""
-        return sum(choice.tokens for choice in self._choices.values())
+        return self._call.use.completion_tokens
 
     @property
     def num_choices(self) -> int:
@@ -100,6 +103,7 @@ class Generation:
 class _Plan:
     """Prompts as ids, each with its max_tokens; `context`: how many ids before an answer decide on its first space."""
 
+    tenant: str
     target: Target
     flights: list[Flight]
     prompts: list[list[int]]
@@ -114,7 +118,7 @@ class Generator:
         self, parts: Parts, targets: Targets, encoding: Encoding, residency: Residency, merging: Merging
     ) -> None:
         self._config, self._engine, self._bridge = parts.config, parts.engine, parts.bridge
-        self._base, self._tokenizer = parts.base, parts.backbone.tokenizer
+        self._base, self._tokenizer, self._ledger = parts.base, parts.backbone.tokenizer, parts.ledger
         self._targets, self._encoding, self._residency, self._merging = targets, encoding, residency, merging
 
     async def complete(self, tenant: str, body: CompletionRequest, mode: Mode) -> Generation:
@@ -124,7 +128,7 @@ class Generator:
         with landing_on_error(flights):
             prompts = await self._encoding.prompts(body.prompts)
             limits = [self._limit(ids, body.most_tokens, COMPLETION_TOKENS) for ids in prompts]
-            return await self._start(_Plan(target, flights, prompts, limits, CONTEXT_IDS), body, mode)
+            return await self._start(_Plan(tenant, target, flights, prompts, limits, CONTEXT_IDS), body, mode)
 
     async def chat(self, tenant: str, body: ChatRequest, mode: Mode) -> Generation:
         """As `complete`; the answer may fill the context."""
@@ -133,7 +137,7 @@ class Generator:
         with landing_on_error(flights):
             ids = await self._encoding.chat(target, [message.plain() for message in body.messages])
             limit = self._limit(ids, body.most_tokens, self._engine.context_length)
-            return await self._start(_Plan(target, flights, [ids], [limit], 0), body, mode)
+            return await self._start(_Plan(tenant, target, flights, [ids], [limit], 0), body, mode)
 
     async def _use(self, tenant: str, model: str) -> tuple[Target, list[Flight]]:
         targets, flights = await self._targets.use(tenant, [model])
@@ -169,12 +173,13 @@ class Generator:
     async def _start(self, plan: _Plan, body: GenerationFields, mode: Mode) -> Generation:
         self._encoding.check_ids(body.stop_token_ids or (), "stop_token_ids", "stop_token_ids")
         inbox = Inbox(self._bridge)
-        call = Call(self._engine, inbox, plan.flights, self._config.max_queue)
+        call = Call(self._engine, inbox, plan.flights, self._ledger, self._config.max_queue)
         call_id, n = secrets.token_hex(12), body.n or 1
         seed = secrets.randbits(63) if body.seed is None else body.seed
         row = plan.target.row
         lease = None if row is None else await self._residency.lease(row)
-        requests, choices, merged = [], {}, None
+        account = plan.target.account(plan.tenant, self._base.digest)
+        used, choices, merged = [], {}, None
         with ExitStack() as leases:
             if row is not None and lease is not None:
                 leases.callback(lease.release)
@@ -185,12 +190,13 @@ class Generator:
                     k, request_id = index // n, f"{call_id}-{index}"
                     sampling = _sampling(body, plan.limits[k], seed + index % n)
                     whole = self._merging.share(merged, shares)
-                    requests.append(Request(request_id, plan.prompts[k], inbox.deliver, None, share, sampling, whole))
+                    request = Request(request_id, plan.prompts[k], inbox.deliver, None, share, sampling, whole)
+                    used.append(Part(request, account, plan.target.public, counts_prompt=index % n == 0))
                     tail = plan.prompts[k][-plan.context :] if plan.context else ()
                     choices[request_id] = _Choice(index, self._tokenizer, tail, body.stops)
-                call.submit(requests)
+                call.submit(used)
                 shares.pop_all()
-        return Generation(plan.target, mode_of(requests[0]), call, choices, sum(map(len, plan.prompts)))
+        return Generation(plan.target, mode_of(used[0].request), call, choices)
 
 
 def _sampling(body: GenerationFields, max_tokens: int, seed: int) -> SamplingParams:

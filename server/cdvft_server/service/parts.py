@@ -12,6 +12,7 @@ from cdvft_server.engine.pool import AdapterPool
 from cdvft_server.service.bridge import Bridge
 from cdvft_server.service.flights import Flights
 from cdvft_server.service.hits import Hits
+from cdvft_server.service.ledger import Ledger
 from cdvft_server.service.workers import Workers
 from cdvft_server.store import Store
 from cdvft_server.template_worker import TemplateWorkers
@@ -34,6 +35,7 @@ class Parts:
     bridge: Bridge
     flights: Flights
     hits: Hits
+    ledger: Ledger
 
     @property
     def base(self) -> BaseInfo:

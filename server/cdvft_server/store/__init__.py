@@ -3,5 +3,17 @@
 from cdvft_server.store.changes import NewVersion, Upload
 from cdvft_server.store.rows import VersionRow
 from cdvft_server.store.store import Deleted, Store
+from cdvft_server.store.usage import Account, Amounts, UsageQuery, UsageRow, UsageStore
 
-__all__ = ["Deleted", "NewVersion", "Store", "Upload", "VersionRow"]
+__all__ = [
+    "Account",
+    "Amounts",
+    "Deleted",
+    "NewVersion",
+    "Store",
+    "Upload",
+    "UsageQuery",
+    "UsageRow",
+    "UsageStore",
+    "VersionRow",
+]

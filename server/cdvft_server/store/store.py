@@ -19,6 +19,7 @@ from cdvft_server.store.database import Database
 from cdvft_server.store.missing import no_adapter, not_there
 from cdvft_server.store.rows import LATEST, VersionRow, fetch, numbered, of_adapter, pointed_at, selected, visible
 from cdvft_server.store.tables import adapters, aliases, steps, versions
+from cdvft_server.store.usage import UsageStore
 
 __all__ = ["Deleted", "Store"]
 
@@ -36,6 +37,7 @@ class Store:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.usage = UsageStore(database)
 
     @classmethod
     def open(cls, url: str) -> "Store":
