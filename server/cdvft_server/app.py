@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 
+from cdvft_server.accesslog import AccessLog
 from cdvft_server.config import ServeConfig
 from cdvft_server.errors import StartRefused, install_handlers
 from cdvft_server.metrics import CountResponses, Metrics
@@ -52,6 +53,7 @@ def create_app(config: ServeConfig, service: Service | None = None) -> FastAPI:
     app.add_middleware(LocalOnly, listens_on=config.host, names=config.allowed_hosts)
     app.add_middleware(Envelope)
     app.add_middleware(CountResponses, metrics=app.state.metrics)
+    app.add_middleware(AccessLog)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator
-from http import HTTPMethod
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -10,11 +9,11 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cdvft_server.accesslog import method_of, route_of
 from cdvft_server.service import Gauges, RouterView
 
 __all__ = ["CountResponses", "Metrics"]
 
-METHODS = frozenset(HTTPMethod)
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
@@ -101,7 +100,6 @@ class CountResponses:
         try:
             await self._app(scope, receive, watch)
         finally:
-            route = getattr(scope.get("route"), "path", "(none)")
-            method = scope["method"] if scope["method"] in METHODS else "other"
-            self._metrics.responses.labels(method, route, str(status)).inc()
+            route = route_of(scope)
+            self._metrics.responses.labels(method_of(scope), route, str(status)).inc()
             self._metrics.seconds.labels(route).observe(time.perf_counter() - start)

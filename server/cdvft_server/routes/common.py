@@ -26,7 +26,8 @@ def _service(request: Request) -> Service:
     return cast(Service, request.app.state.service)
 
 
-def _tenant() -> str:
+def _tenant(request: Request) -> str:
+    request.state.tenant = TENANT  # for the log
     return TENANT
 
 
