@@ -9,12 +9,19 @@ import pytest
 from cdvft.family import FAMILIES
 from cdvft.kernels import Choice
 from cdvft_server.config import ServeConfig
-from cdvft_server.engine.engine import Engine, EngineStats
+from cdvft_server.engine.engine import EngineConfig, EngineStats
 from cdvft_server.engine.merged import MergedPool
+from cdvft_server.engine.meters import Meters
 from cdvft_server.engine.pool import AdapterPool
 from cdvft_server.errors import CODES
+from cdvft_server.metrics import Metrics
+from cdvft_server.service.flights import Flights
 from cdvft_server.service.gauges import read_gauges
+from cdvft_server.service.ledger import Ledger
 from cdvft_server.service.loads import LoadTimes
+from cdvft_server.service.parts import Parts
+from cdvft_server.service.workers import Workers
+from cdvft_server.store import UsageStore
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -44,14 +51,24 @@ def test_no_setting_is_listed_that_does_not_exist() -> None:
     assert sorted(listed) == sorted(field.replace("_", "-") for field in ServeConfig.model_fields)
 
 
+def metrics() -> set[str]:
+    """The names of all metrics, as a server without an engine would answer them."""
+    meters, base = Meters(), SimpleNamespace(info=SimpleNamespace(name="base"))
+    engine = SimpleNamespace(
+        stats=EngineStats, meters=meters, kernel=Choice("torch", "no reason"), backbone=base, config=EngineConfig()
+    )
+    workers = cast(Workers, None)
+    ledger = Ledger(cast(UsageStore, None), workers)
+    pools = {"pool": AdapterPool("cpu", 1), "merged": MergedPool(1), "flights": Flights()}
+    parts = cast(Parts, SimpleNamespace(engine=engine, ledger=ledger, **pools))
+    text = Metrics(lambda: read_gauges(parts, LoadTimes())).render()[0].decode()
+    return {name.removesuffix("_total") for name in re.findall(r"^# TYPE (\S+)", text, re.M)}
+
+
 def test_every_metric_is_listed_and_no_other() -> None:
-    stats = EngineStats()
-    engine = cast(Engine, SimpleNamespace(stats=lambda: stats, kernel=Choice("torch", "no reason")))
-    read = read_gauges(engine, AdapterPool("cpu", 1), MergedPool(1), 0, LoadTimes())
-    names = [*read.gauges, *read.counters, *read.histograms, "kernel_info", "http_responses", "http_seconds"]
-    rows = [line.split(" | ")[0] for line in text("api.md").splitlines() if line.startswith("| `cdvft_")]
-    listed = re.findall(r"`cdvft_([a-z_]+)`", "".join(rows))
-    assert sorted(listed) == sorted(names)
+    rows = [line.split(" | ")[0] for line in text("api.md").splitlines() if line.startswith(("| `cdvft_", "| `vllm:"))]
+    listed = re.findall(r"`((?:cdvft_|vllm:)[a-z_]+)`", "".join(rows))
+    assert sorted(listed) == sorted(metrics())
 
 
 def test_the_table_of_bases_is_the_families() -> None:

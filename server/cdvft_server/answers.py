@@ -29,6 +29,8 @@ __all__ = [
     "TenantDeleted",
     "TenantList",
     "Usage",
+    "UsageEntry",
+    "UsageList",
 ]
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -237,3 +239,30 @@ class Deleted(Answer):
     object: Literal["adapter.deleted"] = "adapter.deleted"
     deleted: Literal[True] = True
     bytes_freed: int
+
+
+class UsageEntry(Answer):
+    """What one group used; null is what its rows may differ in, and the base's version. Times are unix seconds."""
+
+    id: str
+    object: Literal["usage"] = "usage"
+    start: int | None
+    end: int | None
+    tenant: str | None
+    adapter: str | None
+    version: int | None
+    digest: str | None
+    requests: int
+    failed: int
+    cancelled: int
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    seconds: float
+
+
+class UsageList(Answer):
+    object: Literal["list"] = "list"
+    data: list[UsageEntry]
+    has_more: bool
+    last_id: str | None

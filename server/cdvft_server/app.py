@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 
+from cdvft_server.accesslog import AccessLog
 from cdvft_server.addresses import is_loopback
 from cdvft_server.config import ServeConfig
 from cdvft_server.errors import StartRefused, install_handlers
@@ -15,7 +16,7 @@ from cdvft_server.gate import Gate, LocalOnly
 from cdvft_server.metrics import CountResponses, Metrics
 from cdvft_server.middleware import Envelope
 from cdvft_server.presence import Gone
-from cdvft_server.routes import adapters, admin, classify, completions, health, models
+from cdvft_server.routes import adapters, admin, classify, completions, health, models, usage
 from cdvft_server.service import FAULTS, Gauges, Service, keys_required, translate
 
 __all__ = ["create_app", "refuse_open_host"]
@@ -46,7 +47,7 @@ def create_app(config: ServeConfig, service: Service | None = None) -> FastAPI:
     )
     app.state.config, app.state.service = config, service
     app.state.metrics = Metrics(lambda: _gauges(app))
-    for routes in (health, models, completions, classify, adapters, admin):
+    for routes in (health, models, completions, classify, adapters, admin, usage):
         app.include_router(routes.router)
     install_handlers(app)
     for kind in FAULTS:
@@ -56,6 +57,7 @@ def create_app(config: ServeConfig, service: Service | None = None) -> FastAPI:
     app.add_middleware(Gate, local=local, service=lambda: app.state.service)
     app.add_middleware(Envelope)
     app.add_middleware(CountResponses, metrics=app.state.metrics)
+    app.add_middleware(AccessLog)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 

@@ -104,6 +104,10 @@ class ServeConfig(BaseSettings):
     threads: PositiveInt | None = Field(None, description="Threads of a forward pass; else one for each core")
     context_length: PositiveInt | None = Field(None, description="Prompt and answer together; else the base's longest")
     kv_tokens: PositiveInt | None = Field(None, description="Tokens of the KV arena that running requests share")
+    log_format: Literal["text", "json"] = Field("text", description="Log lines for people, or JSON for programs")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="From where on lines are logged; debug shows messages that may quote a request"
+    )
     drain_seconds: NonNegativeFloat = Field(30.0, description="How long running requests may go on at shutdown")
     delete_wait_seconds: NonNegativeFloat = Field(
         30.0, le=30.0, description="How long a delete waits for requests in flight"

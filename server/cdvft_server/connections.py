@@ -13,6 +13,7 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
+from cdvft_server.accesslog import refused
 from cdvft_server.errors import ApiError, invalid, unavailable
 
 __all__ = ["AcceptLog", "Connection", "allowed_connections"]
@@ -70,12 +71,12 @@ class Connection(H11Protocol):
     def _refuse(self, error: ApiError) -> None:
         """Answer, if no answer has begun, and close."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self.transport.is_closing():
-            body = json.dumps(error.body).encode()
+            body, request_id = json.dumps(error.body).encode(), f"req_{secrets.token_hex(12)}"
             headers = {
                 "content-type": "application/json",
                 "content-length": str(len(body)),
                 "connection": "close",
-                "x-request-id": f"req_{secrets.token_hex(12)}",
+                "x-request-id": request_id,
                 **(error.headers or {}),
             }
             head = h11.Response(
@@ -83,6 +84,7 @@ class Connection(H11Protocol):
             )
             for event in (head, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
+            refused(error.status_code, request_id, self.client[0] if self.client else None)
         self.transport.close()
 
 
@@ -103,7 +105,8 @@ def allowed_connections(asked: int) -> int:
 class AcceptLog:
     """The loop's exception handler: where no file is left for a connection, it says so once a minute.
 
-    asyncio would log a traceback for each place in the queue, every second.
+    asyncio would log a traceback for each place in the queue, every second, and of other faults the task, whose
+    exception may quote a prompt.
     """
 
     def __init__(self) -> None:
@@ -111,7 +114,7 @@ class AcceptLog:
 
     def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         if not str(context.get("message")).startswith("socket.accept() out of system resource"):
-            loop.default_exception_handler(context)
+            log.error("%s", context.get("message"), exc_info=context.get("exception"))
         elif time.monotonic() >= self._quiet_until:
             self._quiet_until = time.monotonic() + QUIET_SECONDS
             log.error("no connection can be accepted: %s", context.get("exception"))

@@ -43,7 +43,7 @@ class Gate:
             return await _refuse(error, scope, receive, send)
         if caller is None:
             return await self._app(scope, receive, send)
-        scope["state"]["caller"] = caller
+        scope["state"].update(caller=caller, tenant=caller.tenant)  # for the routes, and for the log
         await self._limited(caller, service, scope, receive, send)
 
     async def _limited(self, caller: Caller, service: Service, scope: Scope, receive: Receive, send: Send) -> None:

@@ -9,7 +9,8 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cdvft_server.service import Gauges
+from cdvft_server.accesslog import method_of, route_of
+from cdvft_server.service import Gauges, RouterView
 
 __all__ = ["CountResponses", "Metrics"]
 
@@ -52,11 +53,32 @@ class _Read(Collector):
         kernel = GaugeMetricFamily("cdvft_kernel_info", "What runs CDVFT's products", labels=["kernel", "reason"])
         kernel.add_metric([read.kernel.name, read.kernel.reason], 1)
         yield kernel
-        for name, (text, sources) in read.histograms.items():
+        for name, (text, spread) in read.histograms.items():
+            yield HistogramMetricFamily(f"cdvft_{name}", text, spread.buckets, spread.total)
+        for name, (text, sources) in read.by_source.items():
             family = HistogramMetricFamily(f"cdvft_{name}", text, labels=["source"])
-            for source, times in sources.items():
-                family.add_metric([source], times.buckets, times.seconds)
+            for source, spread in sources.items():
+                family.add_metric([source], spread.buckets, spread.total)
             yield family
+        yield from _as_vllm(read.router)
+
+
+def _as_vllm(view: RouterView) -> Iterator[Metric]:
+    """Under the names that routers for vLLM look for; the last one's value is the time, as there."""
+    for name, text, value in (
+        ("num_requests_waiting", "Requests that wait", view.requests_waiting),
+        ("num_requests_running", "Requests in batches", view.requests_running),
+        ("kv_cache_usage_perc", "KV tokens reserved, of those there are: 0 to 1", view.kv_usage),
+    ):
+        family = GaugeMetricFamily(f"vllm:{name}", text, labels=["model_name"])
+        family.add_metric([view.model], value)
+        yield family
+    labels = ["max_lora", "running_lora_adapters", "waiting_lora_adapters"]
+    adapters = GaugeMetricFamily(
+        "vllm:lora_requests_info", "Public adapters in use; its value is the time", labels=labels
+    )
+    adapters.add_metric([str(view.max_adapters), ",".join(view.running), ",".join(view.waiting)], time.time())
+    yield adapters
 
 
 class CountResponses:
@@ -78,6 +100,6 @@ class CountResponses:
         try:
             await self._app(scope, receive, watch)
         finally:
-            route = getattr(scope.get("route"), "path", "(none)")
-            self._metrics.responses.labels(scope["method"], route, str(status)).inc()
+            route = route_of(scope)
+            self._metrics.responses.labels(method_of(scope), route, str(status)).inc()
             self._metrics.seconds.labels(route).observe(time.perf_counter() - start)

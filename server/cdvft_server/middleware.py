@@ -12,6 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cdvft_server.accesslog import method_of, route_of
 from cdvft_server.errors import error_body, invalid
 
 __all__ = ["Envelope"]
@@ -49,7 +50,7 @@ class Envelope:
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except Exception:
-            log.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
+            log.exception("request %s failed: %s %s", request_id, method_of(scope), route_of(scope))
             if exchange.started:
                 raise
             body = error_body("internal_error", f"an error of the server; its log has the request id {request_id}")

@@ -77,11 +77,14 @@ def test_folders_are_made(tmp_path: Path) -> None:
     assert not list(folder.glob("*before*"))  # a new database has nothing to keep
 
 
+NEWEST = max(path.name[:4] for path in (MIGRATIONS / "versions").glob("0*.py"))
+
+
 def add_migration(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
     """From here on, a copy of the migrations with one more is in use."""
     shutil.copytree(MIGRATIONS, folder)
     (folder / "versions/0099_more.py").write_text(
-        "import sqlalchemy as sa\nfrom alembic import op\n\nrevision = '0099'\ndown_revision = '0005'\n\n\n"
+        f"import sqlalchemy as sa\nfrom alembic import op\n\nrevision = '0099'\ndown_revision = '{NEWEST}'\n\n\n"
         f"def upgrade() -> None:\n    op.add_column('steps', sa.Column('more', sa.Integer))\n    {body}\n"
     )
     monkeypatch.setattr("cdvft_server.store.schema.MIGRATIONS", folder)
@@ -158,13 +161,13 @@ def test_an_empty_version_table_is_the_oldest_schema(tmp_path: Path) -> None:
     store = Store.open(url_of(tmp_path))
     assert put(store, "poet", "one").version == 1
     store.close()
-    assert execute(tmp_path / "store.db", "SELECT version_num FROM alembic_version") == [("0005",)]
+    assert execute(tmp_path / "store.db", "SELECT version_num FROM alembic_version") == [(NEWEST,)]
 
 
 def test_a_newer_schema_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     Store.open(url_of(tmp_path)).close()
     execute(tmp_path / "store.db", "UPDATE alembic_version SET version_num = '0100'")
-    with pytest.raises(UnsupportedDatabase, match=r"has schema 0100, this version of cdvft knows it up to 0005"):
+    with pytest.raises(UnsupportedDatabase, match=f"has schema 0100, this version of cdvft knows it up to {NEWEST}"):
         Store.open(url_of(tmp_path))
     assert execute(tmp_path / "store.db", "SELECT version_num FROM alembic_version") == [("0100",)]
 

@@ -76,11 +76,16 @@ def serve(**options: Any) -> None:
     click.echo("loading the server ...", err=True)
     from transformers.utils import logging as transformers_logging
 
+    from cdvft_server.logs import logging_to
     from cdvft_server.serving import serve as run
 
     transformers_logging.disable_progress_bar()
-    logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr, level=logging.WARNING)
-    with reported(CdvftError, StartRefused, StoreError, ApiError, TemplateWorkerFailed, OSError):
+    transformers_logging.disable_default_handler()
+    transformers_logging.enable_propagation()
+    with (
+        reported(CdvftError, StartRefused, StoreError, ApiError, TemplateWorkerFailed, OSError),
+        logging_to(sys.stderr, config.log_format, config.log_level),
+    ):
         run(config, lambda url: _announce(url, config), log_config=None, access_log=False)
 
 

@@ -16,7 +16,7 @@ __all__ = ["tenants"]
 NONE = "none"
 
 
-class _Limit(click.ParamType):
+class _Limit(click.ParamType[Any]):
     """A number, or `none` for no limit."""
 
     name = "n"

@@ -12,6 +12,7 @@ from torch import Tensor
 from cdvft_server.engine.bank import Placement
 from cdvft_server.engine.kv import Span
 from cdvft_server.engine.merged import MergedUse, MergedWeights
+from cdvft_server.engine.meters import Times
 from cdvft_server.engine.pool import Lease
 
 __all__ = [
@@ -99,6 +100,7 @@ class Request:
     lease: Lease | None = None
     sampling: SamplingParams | None = None
     merged: MergedUse | None = None
+    times: Times = field(default_factory=Times)
 
     def release(self) -> None:
         """Give back what the engine owns of it."""
@@ -130,6 +132,11 @@ class Sequence:
     @property
     def generated(self) -> int:
         return len(self.tokens) - len(self.request.ids)
+
+    @property
+    def prefilled(self) -> int:
+        """Prompt tokens that went through the model."""
+        return min(self.computed, len(self.request.ids))
 
     @property
     def decodes(self) -> bool:

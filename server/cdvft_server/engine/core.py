@@ -11,6 +11,7 @@ import torch
 from cdvft.backbone import Backbone
 
 from cdvft_server.engine.batch import Batch, Event, Failed, Finished, FinishReason, Request, Scores, Sequence, Token
+from cdvft_server.engine.meters import Meters
 from cdvft_server.engine.pool import AdapterPool
 from cdvft_server.engine.runners import Output, Runner
 from cdvft_server.engine.sampling import sample_rows
@@ -48,13 +49,15 @@ class Core:
     ) -> None:
         self.backbone, self.pool, self.runner, self.scheduler = backbone, pool, runner, scheduler
         self.counters = Counters()
+        self.meters = Meters()
         self._forget = forget
 
     def step(self) -> None:
         """One packed forward pass and what follows from it. Needs work."""
         batch = self._schedule()
-        for own, output in self._run(batch):
-            self._advance(own, output)
+        with self.meters.step(batch):
+            for own, output in self._run(batch):
+                self._advance(own, output)
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         self._end(sequence, Finished(sequence.request.id, reason))
@@ -112,6 +115,7 @@ class Core:
             return
         sequence.tokens.append(token)
         self.counters.generated += 1
+        self.meters.sampled(sequence)
         if not _deliver(request, Token(request.id, token, sequence.generated - 1)):
             self.finish(sequence, "cancelled")
         elif sequence.generated == sampling.max_tokens:
@@ -130,6 +134,7 @@ class Core:
             return
         sequence.ended = True
         self.scheduler.remove(sequence)
+        self.meters.ended(sequence)
         self._forget(sequence.request.id)
         sequence.request.release()
         if isinstance(event, Failed):

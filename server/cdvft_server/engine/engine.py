@@ -86,6 +86,7 @@ class Engine:
         self._limits = _limits(backbone, self.context_length)
         self._scheduler = Scheduler(self._arena, self.config.max_batch_tokens)
         self._core = Core(backbone, pool, Runner(backbone, self._context, self._arena), self._scheduler, self._forget)
+        self.meters = self._core.meters
         self._changed = threading.Condition()  # guards what follows
         self._live: dict[str, Sequence] = {}
         self._arrivals: list[Sequence] = []

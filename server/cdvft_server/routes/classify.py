@@ -32,6 +32,7 @@ async def classify(
     ]
     tokens = answer.prompt_tokens
     usage = {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}
+    request.state.usage, request.state.adapters = usage, len(set(body.models)) if several else None
     content = {"object": "list", "model": None if several else body.model, "data": data, "usage": usage}
     if several:
         stale = any(row.target.stale for row in answer.rows)

@@ -8,11 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cdvft_server.answers import ErrorBody
 from cdvft_server.errors import CODES, ApiError, invalid
-from cdvft_server.service import MODES, Caller, Mode, Service
+from cdvft_server.service import MODES, SCOPES, Caller, Mode, Service
 
 __all__ = [
     "ANSWERED_BY",
     "Administering",
+    "Anybody",
     "Inferring",
     "ListQuery",
     "Reading",
@@ -60,6 +61,7 @@ Inferring = Annotated[Caller, Depends(_caller("infer"))]
 Uploading = Annotated[Caller, Depends(_caller("upload"))]
 Reading = Annotated[Caller, Depends(_caller("infer", "upload"))]
 Administering = Annotated[Caller, Depends(_caller("admin"))]
+Anybody = Annotated[Caller, Depends(_caller(*SCOPES))]
 
 
 async def _wanted_mode(

@@ -92,10 +92,12 @@ async def _answer(
     if body.stream:
         generation = await unless_gone(request, start())
         return _EventStream(generation, {**head, "object": shape.part}, shape, body.includes_usage)
-    return await unless_gone(request, _whole(start, {**head, "object": shape.whole}, shape))
+    return await unless_gone(request, _whole(request, start, {**head, "object": shape.whole}, shape))
 
 
-async def _whole(start: Callable[[], Awaitable[Generation]], head: dict[str, Any], shape: _Shape) -> Response:
+async def _whole(
+    request: Request, start: Callable[[], Awaitable[Generation]], head: dict[str, Any], shape: _Shape
+) -> Response:
     generation = await start()
     texts = [""] * generation.num_choices
     reasons: list[str | None] = [None] * generation.num_choices
@@ -105,6 +107,7 @@ async def _whole(start: Callable[[], Awaitable[Generation]], head: dict[str, Any
             reasons[piece.index] = piece.finish_reason or reasons[piece.index]
     finally:
         generation.close()
+        request.state.usage = _usage(generation)
     choices = [shape.choice(i, text, reason) for i, (text, reason) in enumerate(zip(texts, reasons, strict=True))]
     answer = {**head, "choices": choices, "usage": _usage(generation)}
     return JSONResponse(answer, headers=generation.headers)
@@ -134,6 +137,7 @@ class _EventStream(Response):
                 await unless_gone(request, self._send_all(send))
         finally:
             self._generation.close()
+            request.state.usage = _usage(self._generation)
 
     async def _send_all(self, send: Send) -> None:
         async with aclosing(self._events()) as events:

@@ -21,6 +21,7 @@ async def index(request: Request) -> dict[str, str]:
         "version": request.app.version,
         "models": "/v1/models",
         "adapters": "/v1/adapters",
+        "usage": "/v1/usage",
         "openapi": "/openapi.json",
         "health": "/health",
         "ready": "/ready",

@@ -5,15 +5,17 @@ from cdvft_server.service.admin import Admin
 from cdvft_server.service.catalog import Page
 from cdvft_server.service.classification import Classified, Scored
 from cdvft_server.service.faults import FAULTS, translate
-from cdvft_server.service.gauges import Gauges
+from cdvft_server.service.gauges import Gauges, RouterView
 from cdvft_server.service.generation import Generation, Piece
 from cdvft_server.service.merging import MODES, Mode
 from cdvft_server.service.service import TENANT, Service
 from cdvft_server.service.targets import STALE
 from cdvft_server.service.uploads import Stored, UploadForm
+from cdvft_server.service.usage import GROUPS, UsageQuery
 
 __all__ = [
     "FAULTS",
+    "GROUPS",
     "KEYLESS_SCOPES",
     "MODES",
     "SCOPES",
@@ -28,10 +30,12 @@ __all__ = [
     "Mode",
     "Page",
     "Piece",
+    "RouterView",
     "Scored",
     "Service",
     "Stored",
     "UploadForm",
+    "UsageQuery",
     "keys_required",
     "translate",
 ]

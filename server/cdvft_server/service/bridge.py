@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from cdvft_server.engine.batch import Event, Token
 from cdvft_server.service.signals import Signal
@@ -15,16 +16,23 @@ class Inbox:
     def __init__(self, bridge: "Bridge") -> None:
         self._bridge = bridge
         self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._put: Callable[[Event], None] = self._events.put_nowait
 
     def deliver(self, event: Event) -> None:
         self._bridge.post(self, event)
 
     def put(self, event: Event) -> None:
         """On the loop."""
-        self._events.put_nowait(event)
+        self._put(event)
 
     async def get(self) -> Event:
         return await self._events.get()
+
+    def divert(self, take: Callable[[Event], None]) -> None:
+        """Nobody calls `get` any more: what is here goes to `take`, and so does all that comes."""
+        while not self._events.empty():
+            take(self._events.get_nowait())
+        self._put = take
 
 
 class Bridge:

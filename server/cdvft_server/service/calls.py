@@ -2,23 +2,30 @@
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 
-from cdvft_server.engine.batch import Event, Request, Token
+from cdvft_server.engine.batch import Event, Token
 from cdvft_server.engine.engine import Engine
 from cdvft_server.errors import unavailable
 from cdvft_server.service.bridge import Inbox
 from cdvft_server.service.flights import Flight
+from cdvft_server.service.ledger import Ledger
+from cdvft_server.service.metering import Part, Use
 
 __all__ = ["Call"]
 
 
 class Call:
-    """`close` cancels what has not ended and lands the flights; it must run, and may run twice."""
+    """`close` cancels what has not ended and lands the flights; it must run, and may run twice.
 
-    def __init__(self, engine: Engine, inbox: Inbox, flights: Iterable[Flight], max_queue: int) -> None:
+    What the call uses is counted from `submit` on, after a `close` too: the engine may be in the middle of a step.
+    """
+
+    def __init__(self, engine: Engine, inbox: Inbox, flights: Iterable[Flight], ledger: Ledger, max_queue: int) -> None:
         self._engine, self._inbox, self._flights, self._max_queue = engine, inbox, list(flights), max_queue
+        self._ledger = ledger
         self._running: set[str] = set()
+        self.use = Use([])
 
-    def submit(self, requests: Sequence[Request]) -> None:
+    def submit(self, parts: Sequence[Part]) -> None:
         """All or none; from here on the engine owns the requests' leases. Raises what the engine refuses them with.
 
         A call enters whole as long as fewer than `max_queue` requests wait: a call of many rows is not turned away
@@ -27,24 +34,31 @@ class Call:
         waiting = self._engine.stats().waiting
         if waiting >= self._max_queue:
             raise unavailable("overloaded", f"{waiting} requests wait already; try again in a second")
-        self._engine.submit(requests)
-        self._running = {request.id for request in requests}
+        self._engine.submit([part.request for part in parts])
+        self.use = Use(parts)
+        self._running = set(self.use.parts)
+        self._ledger.open(self.use)
 
     async def events(self) -> AsyncIterator[Event]:
         """Until every request has had its terminal event."""
         while self._running:
             event = await self._inbox.get()
-            if not isinstance(event, Token):
-                self._running.discard(event.request_id)
+            self._take(event)
             yield event
 
     def cancel(self, request_id: str) -> None:
-        """Ask one request to end; its terminal event still comes."""
+        """Ask one request to end, whose text is complete; its terminal event still comes."""
+        self.use.parts[request_id].enough = True
         self._engine.cancel(request_id)
 
     def close(self) -> None:
         for request_id in self._running:
             self._engine.cancel(request_id)
-        self._running.clear()
+        self._inbox.divert(self._take)
         for flight in self._flights:
             flight.land()
+
+    def _take(self, event: Event) -> None:
+        self.use.parts[event.request_id].take(event)
+        if not isinstance(event, Token):
+            self._running.discard(event.request_id)

@@ -19,6 +19,7 @@ from cdvft_server.service.encoding import Encoding
 from cdvft_server.service.faults import translate
 from cdvft_server.service.flights import Flight, landing_on_error
 from cdvft_server.service.merging import Merging, Mode, mode_of
+from cdvft_server.service.metering import Part
 from cdvft_server.service.parts import Parts
 from cdvft_server.service.residency import Residency
 from cdvft_server.service.targets import Target, Targets, adapter_only
@@ -48,7 +49,7 @@ class Classifier:
         self, parts: Parts, targets: Targets, encoding: Encoding, residency: Residency, merging: Merging
     ) -> None:
         self._config, self._engine, self._bridge = parts.config, parts.engine, parts.bridge
-        self._limiter = parts.limiter
+        self._limiter, self._base, self._ledger = parts.limiter, parts.base, parts.ledger
         self._targets, self._encoding, self._residency, self._merging = targets, encoding, residency, merging
 
     async def classify(self, caller: Caller, body: ClassifyRequest, mode: Mode) -> Classified:
@@ -74,7 +75,7 @@ class Classifier:
     ) -> tuple[list[list[float]], list[str]]:
         """The head's outputs for each input, and its mode."""
         inbox = Inbox(self._bridge)
-        call = Call(self._engine, inbox, flights, self._config.max_queue)
+        call = Call(self._engine, inbox, flights, self._ledger, self._config.max_queue)
         call_id = secrets.token_hex(12)
         total = sum(len(row.ids) for row in encoded)
         with self._limiter.reserve(caller, total) as charge:
@@ -86,23 +87,24 @@ class Classifier:
                     tokens[target.key] += len(row.ids)
                 merged = await self._merging.use_all(rows, held, mode, tokens, leases)
                 with ExitStack() as shares:
-                    requests = []
+                    used = []
                     for index, (target, row) in enumerate(zip(targets, encoded, strict=True)):
                         (share,) = self._residency.shares(held[target.key], 1, shares)
-                        requests.append(
-                            Request(
-                                f"{call_id}-{index}",
-                                row.ids,
-                                inbox.deliver,
-                                type_ids=row.type_ids,
-                                lease=share,
-                                merged=self._merging.share(merged.get(target.key), shares),
-                            )
+                        request = Request(
+                            f"{call_id}-{index}",
+                            row.ids,
+                            inbox.deliver,
+                            type_ids=row.type_ids,
+                            lease=share,
+                            merged=self._merging.share(merged.get(target.key), shares),
                         )
-                    call.submit(requests)
+                        account = target.account(caller.tenant, self._base.digest)
+                        used.append(Part(request, account, target.public))
+                    call.submit(used)
                     shares.pop_all()
             scores = await _collect(call)
             charge.settle(total)
+        requests = [part.request for part in used]
         return [scores[request.id] for request in requests], [mode_of(request) for request in requests]
 
 

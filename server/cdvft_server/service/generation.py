@@ -17,6 +17,7 @@ from cdvft_server.service.faults import translate
 from cdvft_server.service.flights import Flight, landing_on_error
 from cdvft_server.service.limiter import Charge
 from cdvft_server.service.merging import Merging, Mode, mode_of
+from cdvft_server.service.metering import Part
 from cdvft_server.service.parts import Parts
 from cdvft_server.service.residency import Residency
 from cdvft_server.service.targets import Target, Targets, generation_only
@@ -42,14 +43,12 @@ class _Choice:
 
     def __init__(self, index: int, tokenizer: Any, context: Sequence[int], stops: Sequence[str]) -> None:
         self.index = index
-        self.tokens = 0
         self.done = False
         self._detokenizer = Detokenizer(tokenizer, context)
         self._stops = StopStrings(stops)
 
     def push(self, token: int) -> Piece | None:
         """The piece that is certain now; the last one if a stop string is complete."""
-        self.tokens += 1
         text = self._stops.push(self._detokenizer.push(token))
         self.done = self._stops.stopped
         return Piece(self.index, text, "stop" if self.done else None) if text or self.done else None
@@ -65,9 +64,8 @@ class _Choice:
 class Generation:
     """One call's answer in the making. `close` must run: it cancels what has not ended."""
 
-    def __init__(self, plan: "_Plan", mode: str, call: Call, choices: dict[str, _Choice], charge: Charge) -> None:
-        self.headers = plan.target.headers(mode)
-        self.prompt_tokens = plan.prompt_tokens
+    def __init__(self, target: Target, mode: str, call: Call, choices: dict[str, _Choice], charge: Charge) -> None:
+        self.headers = target.headers(mode)
         self._call, self._choices, self._charge = call, choices, charge
 
     def close(self) -> None:
@@ -79,9 +77,14 @@ class Generation:
         self._charge.settle(self.prompt_tokens + self.completion_tokens)
 
     @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompts that went through the model up to now, each prompt once."""
+        return self._call.use.prompt_tokens
+
+    @property
     def completion_tokens(self) -> int:
         """Tokens that were generated up to now, without end tokens and without what came after a stop string."""
-        return sum(choice.tokens for choice in self._choices.values())
+        return self._call.use.completion_tokens
 
     @property
     def num_choices(self) -> int:
@@ -130,7 +133,7 @@ class Generator:
     ) -> None:
         self._config, self._engine, self._bridge = parts.config, parts.engine, parts.bridge
         self._base, self._tokenizer = parts.base, parts.backbone.tokenizer
-        self._limiter = parts.limiter
+        self._limiter, self._ledger = parts.limiter, parts.ledger
         self._targets, self._encoding, self._residency, self._merging = targets, encoding, residency, merging
 
     async def complete(self, caller: Caller, body: CompletionRequest, mode: Mode) -> Generation:
@@ -185,11 +188,12 @@ class Generator:
     async def _start(self, plan: _Plan, body: GenerationFields, mode: Mode) -> Generation:
         self._encoding.check_ids(body.stop_token_ids or (), "stop_token_ids", "stop_token_ids")
         inbox = Inbox(self._bridge)
-        call = Call(self._engine, inbox, plan.flights, self._config.max_queue)
+        call = Call(self._engine, inbox, plan.flights, self._ledger, self._config.max_queue)
         call_id, n = secrets.token_hex(12), body.n or 1
         seed = secrets.randbits(63) if body.seed is None else body.seed
         row = plan.target.row
-        requests, choices, merged = [], {}, None
+        account = plan.target.account(plan.caller.tenant, self._base.digest)
+        used, choices, merged = [], {}, None
         charge = self._limiter.reserve(plan.caller, plan.prompt_tokens + n * sum(plan.limits))
         with ExitStack() as leases, ExitStack() as shares:
             shares.enter_context(charge)
@@ -201,12 +205,13 @@ class Generator:
                 k, request_id = index // n, f"{call_id}-{index}"
                 sampling = _sampling(body, plan.limits[k], seed + index % n)
                 whole = self._merging.share(merged, shares)
-                requests.append(Request(request_id, plan.prompts[k], inbox.deliver, None, share, sampling, whole))
+                request = Request(request_id, plan.prompts[k], inbox.deliver, None, share, sampling, whole)
+                used.append(Part(request, account, plan.target.public, counts_prompt=index % n == 0))
                 tail = plan.prompts[k][-plan.context :] if plan.context else ()
                 choices[request_id] = _Choice(index, self._tokenizer, tail, body.stops)
-            call.submit(requests)
+            call.submit(used)
             shares.pop_all()
-        return Generation(plan, mode_of(requests[0]), call, choices, charge)
+        return Generation(plan.target, mode_of(used[0].request), call, choices, charge)
 
 
 def _sampling(body: GenerationFields, max_tokens: int, seed: int) -> SamplingParams:

@@ -1,9 +1,9 @@
 """How often and when each version was last used: counted in memory, written in batches."""
 
-import asyncio
 import logging
 from collections import Counter
 
+from cdvft_server.service.flushing import Flushing
 from cdvft_server.service.workers import Workers
 from cdvft_server.store import Store
 
@@ -21,10 +21,8 @@ class Hits:
         self._store, self._workers = store, workers
         self._counts: Counter[int] = Counter()
         self._last: dict[int, float] = {}
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        self._task = asyncio.create_task(self._flush_forever(), name="cdvft-hits")
+        self._flushing = Flushing("hits", FLUSH_SECONDS, self.flush)
+        self.start, self.close = self._flushing.start, self._flushing.close
 
     def count(self, version_id: int, now: float) -> None:
         self._counts[version_id] += 1
@@ -46,14 +44,3 @@ class Hits:
             log.warning("hits could not be written: %s", error)
             self._counts.update(counts)
             self._last = last | self._last
-
-    async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        await self.flush()
-
-    async def _flush_forever(self) -> None:
-        while True:
-            await asyncio.sleep(FLUSH_SECONDS)
-            await self.flush()

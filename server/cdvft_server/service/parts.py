@@ -14,6 +14,7 @@ from cdvft_server.service.bridge import Bridge
 from cdvft_server.service.flights import Flights
 from cdvft_server.service.hits import Hits
 from cdvft_server.service.lastknown import LastKnown
+from cdvft_server.service.ledger import Ledger
 from cdvft_server.service.limiter import Limiter
 from cdvft_server.service.workers import Workers
 from cdvft_server.store import Store, VersionRow
@@ -39,6 +40,7 @@ class Parts:
     hits: Hits
     last_known: LastKnown[tuple[str, AdapterRef], VersionRow]
     limiter: Limiter
+    ledger: Ledger
 
     @property
     def base(self) -> BaseInfo:

@@ -24,6 +24,7 @@ from cdvft_server.service.gauges import Gauges, read_gauges
 from cdvft_server.service.generation import Generator
 from cdvft_server.service.hits import Hits
 from cdvft_server.service.lastknown import LastKnown
+from cdvft_server.service.ledger import Ledger
 from cdvft_server.service.limiter import Limiter
 from cdvft_server.service.loading import load_base, make_engine, make_merged_pool, make_pool
 from cdvft_server.service.merging import Merging
@@ -35,6 +36,7 @@ from cdvft_server.service.residency import Residency
 from cdvft_server.service.seeding import seed_demo, seed_folders
 from cdvft_server.service.targets import Targets
 from cdvft_server.service.uploads import Uploads
+from cdvft_server.service.usage import UsageReports
 from cdvft_server.service.workers import Workers
 from cdvft_server.store import DEFAULT_TENANT, Store
 from cdvft_server.template_worker import TemplateWorkers
@@ -68,6 +70,7 @@ class Service:
             hits=Hits(store, workers),
             last_known=LastKnown(config.stale_seconds),
             limiter=Limiter(),
+            ledger=Ledger(store.usage, workers),
         )
         self.access, self.limiter = Access(config, store, workers), parts.limiter
         self._residency = Residency(parts)
@@ -78,6 +81,7 @@ class Service:
         self.classifier = Classifier(parts, self.targets, encoding, self._residency, self._merging)
         self._pins = Pins(parts, self._residency)
         self.uploads = Uploads(parts, self._pins)
+        self.usage = UsageReports(parts)
         self.bodies = workers.bodies
         deletes = Deletes(parts, self._residency, self._pins, self._merging)
         self._replication = Replication(parts, deletes, self._pins)
@@ -103,6 +107,7 @@ class Service:
             undo.push_async_callback(service.close)
             await asyncio.to_thread(engine.start)
             service._parts.hits.start()
+            service._parts.ledger.start()
             await service._replication.start()
             await service.access.start()
             await service._parts.workers.run(service._seed)
@@ -124,6 +129,7 @@ class Service:
             await self._residency.close()
             await self._merging.close()
             await self._parts.hits.close()
+            await self._parts.ledger.close()
             for part in (self._parts.workers, self._parts.templates, self._parts.store):
                 await asyncio.to_thread(part.close)
         finally:
@@ -131,8 +137,7 @@ class Service:
 
     def gauges(self) -> Gauges:
         """The engine's and the pool's numbers now."""
-        parts = self._parts
-        return read_gauges(parts.engine, parts.pool, parts.merged, parts.flights.count, self._residency.times)
+        return read_gauges(self._parts, self._residency.times)
 
     async def check_ready(self) -> None:
         """Raises ApiError unless the engine takes requests and the store answers."""

@@ -13,7 +13,7 @@ from cdvft_server.naming import AdapterRef, BaseRef, parse_model
 from cdvft_server.service.flights import Flight, landing_on_error
 from cdvft_server.service.parts import Parts
 from cdvft_server.service.stored import check_whole
-from cdvft_server.store import VersionRow
+from cdvft_server.store import Account, VersionRow
 
 __all__ = ["STALE", "Target", "Targets", "adapter_only", "generation_only"]
 
@@ -43,6 +43,15 @@ class Target:
     @property
     def summary(self) -> dict[str, Any]:
         return {} if self.row is None else self.row.summary
+
+    @property
+    def public(self) -> bool:
+        return self.row is not None and self.row.public
+
+    def account(self, tenant: str, base_digest: str) -> Account:
+        """Where the tenant's use of it is written; the name is the adapter's, without alias or version."""
+        version = 0 if self.row is None else self.row.version
+        return Account(tenant, self.name, version, self.digest, base_digest)
 
     def headers(self, mode: str) -> dict[str, str]:
         """Of an answer; `mode` as `mode_of` has it."""

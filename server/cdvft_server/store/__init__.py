@@ -6,10 +6,13 @@ from cdvft_server.store.replicas import GoneVersion, News, Replica
 from cdvft_server.store.rows import VersionRow, cache_key
 from cdvft_server.store.store import Deleted, Store
 from cdvft_server.store.tenants import DEFAULT_TENANT, TenantLimits, TenantRow, Tenants
+from cdvft_server.store.usage import Account, Amounts, UsageQuery, UsageRow, UsageStore
 
 __all__ = [
     "DEFAULT_TENANT",
     "SECRET",
+    "Account",
+    "Amounts",
     "Candidate",
     "Deleted",
     "Found",
@@ -24,6 +27,9 @@ __all__ = [
     "TenantRow",
     "Tenants",
     "Upload",
+    "UsageQuery",
+    "UsageRow",
+    "UsageStore",
     "VersionRow",
     "cache_key",
     "hash_of",

@@ -23,6 +23,7 @@ from cdvft_server.store.replicas import Replica, announce
 from cdvft_server.store.rows import LATEST, VersionRow, fetch, numbered, of_adapter, pointed_at, selected, visible
 from cdvft_server.store.tables import adapters, aliases, steps, versions
 from cdvft_server.store.tenants import Tenants, check_quota, lock_tenant
+from cdvft_server.store.usage import UsageStore
 
 __all__ = ["Deleted", "Store"]
 
@@ -43,7 +44,7 @@ class Store:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._author: str | None = None
-        self.tenants, self.keys = Tenants(database), Keys(database)
+        self.tenants, self.keys, self.usage = Tenants(database), Keys(database), UsageStore(database)
 
     @classmethod
     def open(cls, url: str) -> "Store":

@@ -10,6 +10,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Double,
     Float,
     ForeignKey,
     ForeignKeyConstraint,
@@ -37,6 +38,8 @@ __all__ = [
     "settings",
     "steps",
     "tenants",
+    "usage",
+    "usage_writers",
     "version_files",
     "versions",
 ]
@@ -208,3 +211,29 @@ settings = Table(
     Column("value", Text, nullable=False),
 )
 """`authentication_required` is `true` from the first key on, until a command says otherwise."""
+
+usage = Table(
+    "usage",
+    metadata,
+    Column("tenant", Name, primary_key=True, doc="who asked"),
+    Column("hour", BigInteger, primary_key=True, autoincrement=False, doc="unix seconds of its start"),
+    Column("adapter", String(193), primary_key=True, doc="its name, OWNER/NAME for another tenant's; or the base's"),
+    Column("version", Integer, primary_key=True, autoincrement=False, doc="0 for the base"),
+    Column("digest", Digest, primary_key=True, doc="the base digest for the base"),
+    Column("base_digest", Digest, nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    Column("failed", BigInteger, nullable=False),
+    Column("cancelled", BigInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("seconds", Double, nullable=False, doc="of the engine"),
+)
+"""Names only, no reference: what was deleted stays here under its name."""
+
+usage_writers = Table(
+    "usage_writers",
+    metadata,
+    Column("writer", String(32), primary_key=True, doc="one run of one server"),
+    Column("batch", BigInteger, nullable=False, doc="the last that it wrote: none is added twice"),
+    Column("written_at", BigInteger, nullable=False, doc="unix seconds"),
+)

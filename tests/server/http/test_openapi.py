@@ -19,6 +19,7 @@ ROUTES = {
     "/v1/completions": ["post"],
     "/v1/chat/completions": ["post"],
     "/v1/classify": ["post"],
+    "/v1/usage": ["get"],
     "/v1/adapters": ["get", "post"],
     "/v1/adapters/{name}": ["delete", "get", "put"],
     "/v1/adapters/{name}/versions": ["get"],
@@ -45,7 +46,7 @@ def test_the_index_names_routes_that_answer(decoder: Fleet) -> None:
     index = decoder.live.get("/").json()
     assert (index["name"], index["version"]) == ("CDVFT adapter server", "0.1.0")
     paths = [value for value in index.values() if value.startswith("/")]
-    assert len(paths) == 6
+    assert len(paths) == 7
     assert {decoder.live.get(path).status_code for path in paths} == {200}
 
 
@@ -99,4 +100,5 @@ def test_answers_are_as_documented(decoder: Fleet) -> None:
     answers.ModelBody.model_validate(live.get("/v1/models/writer").json())
     answers.AdapterList.model_validate(live.get("/v1/adapters").json())
     answers.AdapterDetails.model_validate(live.get("/v1/adapters/writer").json())
+    answers.UsageList.model_validate(live.get("/v1/usage").json())
     answers.ErrorBody.model_validate(live.get("/v1/adapters/nobody").json())
