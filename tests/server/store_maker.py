@@ -13,6 +13,7 @@ from cdvft_server.store.schema import MIGRATIONS
 
 ME = "default"
 BASE = "sha256:" + "b" * 64
+NEWEST = max(path.name[:4] for path in (MIGRATIONS / "versions").glob("0*.py"))  # migration
 OTHER_BASE = "sha256:" + "c" * 64
 CONFIG = b'{"peft_type": "CDVFT"}'  # shared by all, as configs of one training script are
 

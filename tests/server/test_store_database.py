@@ -19,7 +19,7 @@ from cdvft_server.store.schema import MIGRATIONS
 from cdvft_server.store.tables import metadata
 from sqlalchemy import create_engine
 
-from tests.server.store_maker import BASE, ME, new, older_migrations, put, url_of
+from tests.server.store_maker import BASE, ME, NEWEST, new, older_migrations, put, url_of
 
 
 def execute(path: Path, *statements: str) -> list[tuple]:
@@ -77,9 +77,6 @@ def test_folders_are_made(tmp_path: Path) -> None:
     assert not list(folder.glob("*before*"))  # a new database has nothing to keep
 
 
-NEWEST = max(path.name[:4] for path in (MIGRATIONS / "versions").glob("0*.py"))
-
-
 def add_migration(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
     """From here on, a copy of the migrations with one more is in use."""
     shutil.copytree(MIGRATIONS, folder)
@@ -118,8 +115,8 @@ def test_a_database_of_an_older_schema_keeps_its_content(
     assert execute(tmp_path / "store.db", "SELECT version_num FROM alembic_version") == [(version,)]
     with caplog.at_level("WARNING"):
         store = Store.open(url_of(tmp_path))
-    copy = tmp_path / "store.db.before-0005"
-    assert f"upgraded from schema {version} to 0005; as it was, it is kept in {copy}" in caplog.text
+    copy = tmp_path / f"store.db.before-{NEWEST}"
+    assert f"upgraded from schema {version} to {NEWEST}; as it was, it is kept in {copy}" in caplog.text
     assert execute(copy, "SELECT version_num FROM alembic_version") == [(version,)]
     assert execute(copy, "SELECT name FROM names") == [("poet",)]
     assert (store.get(ME, "poet", BASE), store.files(row.id)) == (row, files)

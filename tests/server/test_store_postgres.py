@@ -20,10 +20,10 @@ from sqlalchemy import create_engine, text
 
 from tests.server.postgres import SECONDS, Postgres, execute
 from tests.server.proxy import Proxy
-from tests.server.store_maker import BASE, ME, new, older_migrations, put
+from tests.server.store_maker import BASE, ME, NEWEST, new, older_migrations, put
 
 SCHEMA = "SELECT version_num FROM alembic_version"
-LATEST = [("0005",)]
+LATEST = [(NEWEST,)]
 
 
 def test_migrations_make_the_tables(new_postgres_url: str) -> None:
@@ -57,7 +57,7 @@ def test_a_newer_schema_and_other_tables_are_refused(new_postgres_url: str) -> N
     execute(new_postgres_url, "DROP TABLE notes")
     Store.open(new_postgres_url).close()
     execute(new_postgres_url, "UPDATE alembic_version SET version_num = '0100'")
-    with pytest.raises(UnsupportedDatabase, match="has schema 0100, this version of cdvft knows it up to 0005"):
+    with pytest.raises(UnsupportedDatabase, match=f"has schema 0100, this version of cdvft knows it up to {NEWEST}"):
         Store.open(new_postgres_url)
 
 

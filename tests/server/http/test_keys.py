@@ -12,7 +12,7 @@ from cdvft_server.cli.announce import ANYBODY, NEEDED, announcement
 from cdvft_server.config import ServeConfig
 from cdvft_server.errors import ApiError
 from cdvft_server.exceptions import StoreUnavailable
-from cdvft_server.service.access import KNOWN_SECONDS, Access, Caller
+from cdvft_server.service.access import Access, Caller
 from cdvft_server.service.workers import Workers
 from cdvft_server.store import Store, TenantLimits
 
@@ -162,7 +162,7 @@ def test_while_the_store_is_away_the_last_answer_holds_for_a_minute(tmp_path: Pa
         now[0] = 51.0  # what is known of it is that it ends
         with pytest.raises(ApiError, match="has expired"):
             await access.resolve([f"Bearer {known}"])
-        now[0] = KNOWN_SECONDS + 1
+        now[0] = ServeConfig().stale_seconds + 1
         with pytest.raises(StoreUnavailable):
             await access.resolve([f"Bearer {known}"])
         workers.close()
