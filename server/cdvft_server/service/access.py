@@ -70,6 +70,16 @@ class Access:
                 return Caller(own.key.tenant, frozenset(own.key.scopes), own.key.id, own.weight, own.limits)
         raise ApiError("invalid_api_key", "the API key is not known; ask for a new one (cdvft keys create)")
 
+    def forget(self, *, key_id: str | None = None, tenant: str | None = None) -> None:
+        """This key, or a tenant's, was changed: what was known of it does not hold any more."""
+        changed = [
+            lookup
+            for lookup, (_, found) in self._known.items()
+            if any(key_id == own.key.id or tenant == own.key.tenant for own in found.candidates)
+        ]
+        for lookup in changed:
+            del self._known[lookup]
+
     def _keyless(self, found: Found, sent: str) -> Caller:
         """What is no key of ours does not matter where none is needed: OpenAI's clients always send something."""
         if self.required:

@@ -1,5 +1,6 @@
 """Tenants and keys, as the admin routes manage them."""
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,9 +10,10 @@ from cdvft_server.answers import KeyBody, KeyList, KeyRotated, KeySecret, Tenant
 from cdvft_server.errors import invalid
 from cdvft_server.expiry import parse_expiry
 from cdvft_server.naming import check_name
+from cdvft_server.service.access import Access
 from cdvft_server.service.catalog import Catalog
 from cdvft_server.service.parts import Parts
-from cdvft_server.store import TenantLimits
+from cdvft_server.store import TenantLimits, VersionRow
 
 __all__ = ["Admin"]
 
@@ -19,8 +21,9 @@ __all__ = ["Admin"]
 class Admin:
     """Methods raise what `faults.translate` knows."""
 
-    def __init__(self, parts: Parts, catalog: Catalog) -> None:
-        self._store, self._workers, self._base, self._catalog = parts.store, parts.workers, parts.base, catalog
+    def __init__(self, parts: Parts, catalog: Catalog, access: Access) -> None:
+        self._store, self._workers, self._base = parts.store, parts.workers, parts.base
+        self._catalog, self._access = catalog, access
 
     async def create_tenant(self, name: str, limits: Mapping[str, Any], weight: float) -> TenantBody:
         check_name("tenant", name)
@@ -43,9 +46,12 @@ class Admin:
     async def delete_tenant(self, name: str, with_adapters: bool) -> TenantDeleted:
         """Its keys let nobody in from now on; answers when the requests that use its adapters have ended."""
         gone = await self._workers.run(lambda: self._store.tenants.remove(name, with_adapters=with_adapters))
-        here = [row for row in gone if row.base_digest == self._base.digest]
-        for adapter in {row.name for row in here}:
-            await self._catalog.let_go(name, adapter, [row for row in here if row.name == adapter])
+        self._access.forget(tenant=name)
+        here: dict[str, list[VersionRow]] = {}
+        for row in gone:
+            if row.base_digest == self._base.digest:
+                here.setdefault(row.name, []).append(row)
+        await asyncio.gather(*(self._catalog.let_go(name, adapter, rows) for adapter, rows in here.items()))
         return TenantDeleted(id=name, adapters_deleted=len({row.name for row in gone}))
 
     async def create_key(self, tenant: str, scopes: Sequence[str], expires: str | int | None) -> KeySecret:
@@ -64,13 +70,16 @@ class Admin:
 
     async def revoke_key(self, key_id: str) -> KeyBody:
         """No request that comes after the answer is let in by it."""
-        return key_body(await self._workers.run(self._store.keys.revoke, key_id, int(time.time())))
+        revoked = await self._workers.run(self._store.keys.revoke, key_id, int(time.time()))
+        self._access.forget(key_id=key_id)
+        return key_body(revoked)
 
     async def rotate_key(self, key_id: str, overlap: int, expires: str | int | None) -> KeyRotated:
         """A new key beside the old one, which ends `overlap` seconds from now."""
         now = int(time.time())
         ends = _expiry(expires, now)
         made, secret, old = await self._workers.run(self._store.keys.rotate, key_id, overlap, ends, now)
+        self._access.forget(key_id=key_id)
         return KeyRotated(**key_body(made).model_dump(), key=secret, replaces=key_body(old))
 
 

@@ -76,7 +76,7 @@ class Service:
         self.uploads = Uploads(parts, self._pins)
         self.bodies = workers.bodies
         self.catalog = Catalog(parts, self._residency, self._pins, self._merging)
-        self.admin = Admin(parts, self.catalog)
+        self.admin = Admin(parts, self.catalog, self.access)
 
     @classmethod
     async def start(cls, config: ServeConfig) -> Self:
