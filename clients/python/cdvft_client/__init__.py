@@ -28,7 +28,7 @@ from ._exceptions import (
     UnprocessableAdapterError,
     UnsupportedMediaTypeError,
 )
-from ._fields import GenerationFields, StreamFields
+from ._fields import GenerationFields, StreamFields, TenantFields
 from ._stream import AsyncStream, Stream
 from ._types import (
     Adapter,
@@ -39,8 +39,10 @@ from ._types import (
     ClassifiedRow,
     Completion,
     Deleted,
+    Key,
     LabelScore,
     Model,
+    Tenant,
     Usage,
 )
 from ._version import __version__
@@ -67,6 +69,7 @@ __all__ = [
     "Deleted",
     "GenerationFields",
     "InternalServerError",
+    "Key",
     "LabelScore",
     "MethodNotAllowedError",
     "Model",
@@ -76,6 +79,8 @@ __all__ = [
     "ServiceUnavailableError",
     "Stream",
     "StreamFields",
+    "Tenant",
+    "TenantFields",
     "TooLargeError",
     "UnprocessableAdapterError",
     "UnsupportedMediaTypeError",

@@ -8,15 +8,16 @@ from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
+from . import _admin_calls as admin
 from . import _calls as calls
 from . import _config as config_
 from ._calls import Call
 from ._errors import connection_error, status_error
 from ._exceptions import CDVFTError, ServiceUnavailableError
-from ._fields import GenerationFields, Inputs, Message, Mode, Prompt, StreamFields
+from ._fields import GenerationFields, Inputs, Message, Mode, Prompt, StreamFields, TenantFields
 from ._retry import Retries
 from ._stream import AsyncStream
-from ._types import Adapter, Classification, Completion, Deleted, Model, Page
+from ._types import Adapter, Classification, Completion, Deleted, Key, Model, Page, Tenant
 from ._upload import read_upload, write_whole
 
 T = TypeVar("T")
@@ -193,6 +194,48 @@ class AsyncClient:
     async def delete(self, name: str, version: int | None = None) -> Deleted:
         """Deletes one version, or the whole name with its aliases. Waits for requests in flight (30 s at most)."""
         return await self._run(calls.delete(name, version))
+
+    def tenants(self, *, limit: int = 100) -> AsyncIterator[Tenant]:
+        """All tenants, newest first, asked for in pages. This and what follows needs a key with the scope `admin`."""
+        return self._items(admin.tenants(limit))
+
+    async def tenant(self, name: str) -> Tenant:
+        """A tenant's limits, and what it has."""
+        return await self._run(admin.tenant(name))
+
+    async def create_tenant(self, name: str, **limits: Unpack[TenantFields]) -> Tenant:
+        """Makes a tenant. Limits: TenantFields. ConflictError where it is there."""
+        return await self._run(admin.create_tenant(name, limits))
+
+    async def set_tenant(self, name: str, **limits: Unpack[TenantFields]) -> Tenant:
+        """Changes the limits that are named; None lifts one."""
+        return await self._run(admin.set_tenant(name, limits))
+
+    async def delete_tenant(self, name: str, *, with_adapters: bool = False) -> int:
+        """Removes a tenant and its keys; the number of adapters that went along. ConflictError: it has some."""
+        return await self._run(admin.delete_tenant(name, with_adapters))
+
+    def keys(self, *, tenant: str | None = None, limit: int = 100) -> AsyncIterator[Key]:
+        """All keys, or a tenant's, newest first, without their secrets, asked for in pages."""
+        return self._items(admin.keys(limit, tenant))
+
+    async def key(self, id: str) -> Key:
+        """Whose a key is, what it may, until when."""
+        return await self._run(admin.key(id))
+
+    async def create_key(
+        self, tenant: str, scopes: Sequence[str] = ("infer", "upload"), *, expires: str | int | None = None
+    ) -> Key:
+        """Makes a key; its `secret` is told this once. `expires`: `90d`, a date, or Unix seconds; default never."""
+        return await self._run(admin.create_key(tenant, scopes, expires))
+
+    async def rotate_key(self, id: str, *, overlap: int | None = None, expires: str | int | None = None) -> Key:
+        """Makes a key that takes another's place; the old one goes on for `overlap` seconds, a day by default."""
+        return await self._run(admin.rotate_key(id, overlap, expires))
+
+    async def revoke_key(self, id: str) -> Key:
+        """Lets nobody in by this key any more."""
+        return await self._run(admin.revoke_key(id))
 
     async def health(self) -> bool:
         """True if the server lives; it raises otherwise, without retrying."""

@@ -194,14 +194,14 @@ def _version(version: int | None) -> dict[str, str | int] | None:
 
 
 def _adapter_path(name: str) -> str:
-    return f"/v1/adapters/{_name(name, 'an adapter name')}"
+    return f"/v1/adapters/{path_name(name, 'an adapter name')}"
 
 
 def _alias_path(name: str, alias: str) -> str:
-    return f"{_adapter_path(name)}/aliases/{_name(alias, 'an alias')}"
+    return f"{_adapter_path(name)}/aliases/{path_name(alias, 'an alias')}"
 
 
-def _name(value: str, what: str) -> str:
+def path_name(value: str, what: str) -> str:
     """`value` if it may stand in a path: one like `..` would make the path another's."""
     if not NAME.fullmatch(value):
         raise ValueError(f"{value!r} is not {what}: 1 to 96 of A-Z a-z 0-9 . _ -, the first a letter or digit")

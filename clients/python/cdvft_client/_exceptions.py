@@ -79,7 +79,7 @@ class AuthenticationError(APIStatusError):
 
 
 class PermissionDeniedError(APIStatusError):
-    """403 `forbidden`: the key lacks the scope, or a keyless server refuses this Host or Origin. 403 `quota_exceeded`: the
+    """403 `forbidden`: the key lacks the scope, or a keyless server refuses this Host or Origin. `quota_exceeded`: the
     tenant may have no more adapters or bytes."""
 
 

@@ -41,15 +41,35 @@ class StreamFields(GenerationFields, total=False):
     include_usage: bool | None
 
 
+class TenantFields(TypedDict, total=False):
+    """Keyword arguments of `create_tenant` and `set_tenant`; None is no limit but the server's.
+
+    max_adapters: names. max_bytes: of stored files. requests_per_minute, tokens_per_minute, max_concurrent: in each
+    server on the store. weight: share of the engine where tenants compete for it, 0.01 to 100; 1 at first, never None.
+    """
+
+    max_adapters: int | None
+    max_bytes: int | None
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    max_concurrent: int | None
+    weight: float
+
+
 HINTS = {"stream": "; call complete_stream() or chat_stream()", "stream_options": "; give include_usage="}
 
 
 def checked(call: str, fields: Mapping[str, Any], known: type) -> dict[str, Any]:
     """The fields that are not None. Raises TypeError for one that is not in the TypedDict `known`."""
+    check_known(call, fields, known)
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def check_known(call: str, fields: Mapping[str, Any], known: type) -> None:
+    """Raises TypeError for a field that is not in the TypedDict `known`."""
     names = known.__annotations__
     for name in fields:
         if name not in names:
             close = difflib.get_close_matches(name, names, n=1)
             hint = HINTS.get(name) or (f"; did you mean {close[0]!r}?" if close else "")
             raise TypeError(f"{call}() got an unexpected keyword argument {name!r}{hint}")
-    return {name: value for name, value in fields.items() if value is not None}

@@ -15,9 +15,11 @@ from ._types import (
     ClassifiedRow,
     Completion,
     Deleted,
+    Key,
     LabelScore,
     Model,
     Page,
+    Tenant,
     Usage,
 )
 
@@ -153,6 +155,45 @@ def deleted(response: httpx.Response) -> Deleted:
     raw = body(response)
     request_id = response.headers.get("x-request-id")
     return Deleted(raw["id"], raw["deleted"], raw["bytes_freed"], request_id, raw)
+
+
+def tenant(response: httpx.Response) -> Tenant:
+    return _tenant(body(response), None)
+
+
+def tenants(response: httpx.Response) -> Page[Tenant]:
+    return _page(response, _tenant)
+
+
+def _tenant(raw: Raw, request_id: str | None) -> Tenant:
+    names = ("max_adapters", "max_bytes", "requests_per_minute", "tokens_per_minute", "max_concurrent")
+    limits = {name: raw[name] for name in names}
+    told = {name: raw[name] for name in ("id", "weight", "adapters", "bytes", "created_at")}
+    return Tenant(**told, **limits, raw=raw)
+
+
+def key(response: httpx.Response) -> Key:
+    return _key(body(response), None)
+
+
+def keys(response: httpx.Response) -> Page[Key]:
+    return _page(response, _key)
+
+
+def _key(raw: Raw, request_id: str | None) -> Key:
+    replaces = raw.get("replaces")
+    return Key(
+        id=raw["id"],
+        tenant=raw["tenant"],
+        prefix=raw["prefix"],
+        scopes=tuple(raw["scopes"]),
+        created_at=raw["created_at"],
+        expires_at=raw["expires_at"],
+        revoked_at=raw["revoked_at"],
+        secret=raw.get("key"),
+        replaces=None if replaces is None else _key(replaces, request_id),
+        raw=raw,
+    )
 
 
 def models(response: httpx.Response) -> Page[Model]:

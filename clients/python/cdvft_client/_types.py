@@ -170,6 +170,42 @@ class Deleted:
 
 
 @dataclass(frozen=True, slots=True)
+class Tenant:
+    """Who owns adapters and keys. Limits that are None are the server's; `adapters` and `bytes` are what it has."""
+
+    id: str
+    max_adapters: int | None
+    max_bytes: int | None
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    max_concurrent: int | None
+    weight: float
+    adapters: int
+    bytes: int
+    created_at: float
+    raw: dict[str, Any] = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """An API key. `secret` is the key itself, told by `create_key` and `rotate_key` only; `prefix` is how it begins.
+
+    Times are Unix seconds. `replaces` is for `rotate_key`: the old key, with the time when it ends.
+    """
+
+    id: str
+    tenant: str
+    prefix: str
+    scopes: tuple[str, ...]
+    created_at: float
+    expires_at: float | None
+    revoked_at: float | None
+    secret: str | None = field(repr=False)
+    replaces: "Key | None"
+    raw: dict[str, Any] = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
     data: tuple[T, ...]
     has_more: bool

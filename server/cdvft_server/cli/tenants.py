@@ -16,24 +16,20 @@ __all__ = ["tenants"]
 NONE = "none"
 
 
-class _Limit(click.ParamType[Any]):
+def _limit(value: str) -> int | str:
     """A number, or `none` for no limit."""
-
-    name = "n"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == NONE or isinstance(value, int):
-            return value
-        if not (value.isascii() and value.isdecimal()):
-            self.fail(f"{value!r} is neither a number nor {NONE}", param, ctx)
-        return int(value)
+    if value == NONE:
+        return value
+    if not (value.isascii() and value.isdecimal()):
+        raise click.BadParameter(f"{value!r} is neither a number nor {NONE}")
+    return int(value)
 
 
 def _limits(function: Callable[..., None]) -> Callable[..., None]:
     for name in reversed((*LIMITS, "weight")):
         text = f"{TenantRequest.model_fields[name].description}."
-        kind = click.FloatRange(0.01, 100) if name == "weight" else _Limit()
-        function = click.option(f"--{name.replace('_', '-')}", type=kind, help=text)(function)
+        kind: Any = click.FloatRange(0.01, 100) if name == "weight" else _limit
+        function = click.option(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)(function)
     return function
 
 

@@ -69,6 +69,12 @@ class Access:
                 return Caller(own.key.tenant, frozenset(own.key.scopes), own.key.id, own.weight, own.limits)
         raise ApiError("invalid_api_key", "the API key is not known; ask for a new one (cdvft keys create)")
 
+    def forget(self, *, key_id: str | None = None, tenant: str | None = None) -> None:
+        """This key, or a tenant's, was changed: what was known of it does not hold any more."""
+        self._last_known.forget(
+            lambda _, found: any(key_id == own.key.id or tenant == own.key.tenant for own in found.candidates)
+        )
+
     def _keyless(self, found: Found, sent: str) -> Caller:
         """What is no key of ours does not matter where none is needed: OpenAI's clients always send something."""
         if self.required:

@@ -10,9 +10,10 @@ from cdvft_server.answers import KeyBody, KeyList, KeyRotated, KeySecret, Tenant
 from cdvft_server.errors import invalid
 from cdvft_server.expiry import parse_expiry
 from cdvft_server.naming import check_name
+from cdvft_server.service.access import Access
 from cdvft_server.service.catalog import Catalog
 from cdvft_server.service.parts import Parts
-from cdvft_server.store import TenantLimits
+from cdvft_server.store import TenantLimits, VersionRow
 
 __all__ = ["Admin"]
 
@@ -20,8 +21,9 @@ __all__ = ["Admin"]
 class Admin:
     """Methods raise what `faults.translate` knows."""
 
-    def __init__(self, parts: Parts, catalog: Catalog) -> None:
-        self._store, self._workers, self._base, self._catalog = parts.store, parts.workers, parts.base, catalog
+    def __init__(self, parts: Parts, catalog: Catalog, access: Access) -> None:
+        self._store, self._workers, self._base = parts.store, parts.workers, parts.base
+        self._catalog, self._access = catalog, access
 
     async def create_tenant(self, name: str, limits: Mapping[str, Any], weight: float) -> TenantBody:
         check_name("tenant", name)
@@ -44,6 +46,7 @@ class Admin:
     async def delete_tenant(self, name: str, with_adapters: bool) -> TenantDeleted:
         """Its keys let nobody in from now on; answers when the requests that use its adapters have ended."""
         gone = await self._workers.run(lambda: self._store.tenants.remove(name, with_adapters=with_adapters))
+        self._access.forget(tenant=name)
         here = [own for own in gone if own.base_digest == self._base.digest]
         await asyncio.gather(*(self._catalog.let_go(name, own.name, own.rows, own.news_id) for own in here))
         return TenantDeleted(id=name, adapters_deleted=len({own.name for own in gone}))
@@ -64,13 +67,16 @@ class Admin:
 
     async def revoke_key(self, key_id: str) -> KeyBody:
         """No request that comes after the answer is let in by it."""
-        return key_body(await self._workers.run(self._store.keys.revoke, key_id, int(time.time())))
+        revoked = await self._workers.run(self._store.keys.revoke, key_id, int(time.time()))
+        self._access.forget(key_id=key_id)
+        return key_body(revoked)
 
     async def rotate_key(self, key_id: str, overlap: int, expires: str | int | None) -> KeyRotated:
         """A new key beside the old one, which ends `overlap` seconds from now."""
         now = int(time.time())
         ends = _expiry(expires, now)
         made, secret, old = await self._workers.run(self._store.keys.rotate, key_id, overlap, ends, now)
+        self._access.forget(key_id=key_id)
         return KeyRotated(**key_body(made).model_dump(), key=secret, replaces=key_body(old))
 
 

@@ -86,7 +86,7 @@ class Service:
         deletes = Deletes(parts, self._residency, self._pins, self._merging)
         self._replication = Replication(parts, deletes, self._pins)
         self.catalog = Catalog(parts, self._residency, self._pins, deletes, self._replication)
-        self.admin = Admin(parts, self.catalog)
+        self.admin = Admin(parts, self.catalog, self.access)
 
     @classmethod
     async def start(cls, config: ServeConfig) -> Self:

@@ -151,6 +151,19 @@ def test_what_one_has_used_does_not_show_to_another_with_the_same_bytes(llama: B
         assert live.gauge("cdvft_adapters_resident") == 0
 
 
+def test_an_upload_of_what_another_has_takes_the_same_way(two: Two, llama: Backbone) -> None:
+    known, new = random_adapter(llama.info, 21), random_adapter(llama.info, 22)
+    two.alices.add("known", known)
+    ways = []
+    for name, adapter in (("first", known), ("other", new)):
+        with statements() as said:
+            two.bobs.add(name, adapter)
+        ways.append(said)
+        assert two.bob.client.delete(f"/v1/adapters/{name}").json()["bytes_freed"] > 0
+    assert ways[0] == ways[1]
+    assert two.alice.client.delete("/v1/adapters/known").json()["bytes_freed"] > 0
+
+
 def test_a_rate_is_told_and_held(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that stands."""
     store, engine = two.live.service._parts.store, two.live.service._parts.engine
