@@ -28,7 +28,7 @@ from ._exceptions import (
     UnprocessableAdapterError,
     UnsupportedMediaTypeError,
 )
-from ._fields import GenerationFields, StreamFields
+from ._fields import GenerationFields, StreamFields, UsageFields
 from ._stream import AsyncStream, Stream
 from ._types import (
     Adapter,
@@ -42,6 +42,7 @@ from ._types import (
     LabelScore,
     Model,
     Usage,
+    UsageEntry,
 )
 from ._version import __version__
 
@@ -80,5 +81,7 @@ __all__ = [
     "UnprocessableAdapterError",
     "UnsupportedMediaTypeError",
     "Usage",
+    "UsageEntry",
+    "UsageFields",
     "__version__",
 ]

@@ -13,10 +13,10 @@ from . import _config as config_
 from ._calls import Call
 from ._errors import connection_error, status_error
 from ._exceptions import CDVFTError, ServiceUnavailableError
-from ._fields import GenerationFields, Inputs, Message, Mode, Prompt, StreamFields
+from ._fields import GenerationFields, Inputs, Message, Mode, Prompt, StreamFields, UsageFields
 from ._retry import Retries
 from ._stream import Stream
-from ._types import Adapter, Classification, Completion, Deleted, Model, Page
+from ._types import Adapter, Classification, Completion, Deleted, Model, Page, UsageEntry
 from ._upload import read_upload, write_whole
 
 T = TypeVar("T")
@@ -193,6 +193,17 @@ class Client:
     def delete(self, name: str, version: int | None = None) -> Deleted:
         """Deletes one version, or the whole name with its aliases. Waits for requests in flight (30 s at most)."""
         return self._run(calls.delete(name, version))
+
+    def usage(self, *, limit: int = 100, **fields: Unpack[UsageFields]) -> Iterator[UsageEntry]:
+        """What the caller used, newest first, asked for in pages of `limit` (at most 100). Fields: UsageFields."""
+        return self._items(calls.usage(fields, limit))
+
+    def usage_csv(self, *, to: PathLike | None = None, **fields: Unpack[UsageFields]) -> bytes:
+        """The same as CSV, all of it; also written to `to`. Fields: UsageFields."""
+        content = self._run(calls.usage_csv(fields))
+        if to is not None:
+            write_whole(to, content)
+        return content
 
     def health(self) -> bool:
         """True if the server lives; it raises otherwise, without retrying."""
