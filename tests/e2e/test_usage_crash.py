@@ -107,7 +107,7 @@ def check(database: Path, rounds: int, seconds: float | None) -> None:
 
 
 def test_a_kill_loses_only_the_end(tmp_path: Path) -> None:
-    check(tmp_path / "store.db", 2, None)
+    check(tmp_path / "store.db", 1, None)
 
 
 @pytest.mark.soak
