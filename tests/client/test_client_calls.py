@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import cdvft_client as c
@@ -155,6 +156,32 @@ def test_pins(connect: Connect, pinned: bool) -> None:
     client = connect(transport=script.transport)
     assert (client.pin if pinned else client.unpin)("reviews").pinned is pinned
     assert (line(script), script.sent) == ("PUT /v1/adapters/reviews", {"pinned": pinned})
+
+
+def test_usage(connect: Connect, tmp_path: Any) -> None:
+    entry = {
+        "id": "reviews", "object": "usage", "start": None, "end": None, "tenant": "default", "adapter": "reviews",
+        "version": None, "digest": None, "requests": 3, "failed": 1, "cancelled": 0, "prompt_tokens": 7,
+        "completion_tokens": 5, "total_tokens": 12, "seconds": 0.5,
+    }  # fmt: skip
+    page = {"object": "list", "data": [entry], "has_more": True, "last_id": "reviews"}
+    last = {**page, "has_more": False}
+    script = Script(*(httpx.Response(200, json=body, headers=HEADERS) for body in (page, last)))
+    fields = {"start": datetime(2026, 11, 29, tzinfo=UTC), "end": 1800000000, "group_by": ["day", "adapter"]}
+    found = list(connect(transport=script.transport).usage(limit=1, **fields))
+    assert len(found) == 2
+    assert found[0] == found[1]
+    assert (found[0].adapter, found[0].requests, found[0].total_tokens, found[0].raw) == ("reviews", 3, 12, entry)
+    query = {"start": "2026-11-29T00:00:00+00:00", "end": "1800000000", "group_by": "day,adapter", "limit": "1"}
+    assert [dict(request.url.params) for request in script.requests] == [query, {**query, "after": "reviews"}]
+
+    script = Script(httpx.Response(200, content=b"start,end"))
+    target = tmp_path / "usage.csv"
+    assert connect(transport=script.transport).usage_csv(adapter="reviews", to=target) == b"start,end"
+    assert line(script) == "GET /v1/usage?adapter=reviews&format=csv"
+    assert target.read_bytes() == b"start,end"
+    with pytest.raises(TypeError, match=r"usage_csv\(\) got an unexpected .*'adaptr'; did you mean 'adapter'"):
+        connect().usage_csv(adaptr="reviews")
 
 
 @pytest.mark.parametrize(("version", "query"), [(None, ""), (3, "?version=3")])

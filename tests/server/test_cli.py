@@ -83,7 +83,7 @@ def commands(group: click.Command = main, path: Names = ()) -> Iterator[tuple[tu
 def test_help_of_every_command_and_the_version() -> None:
     assert {" ".join(path) for path, _ in commands()} == {
         "serve", "train classify", "train lm", "push", "adapters", "alias", "unalias", "pin", "unpin", "download", "rm",
-        "classify", "complete", "inspect", "compare", "bench classify", "bench generate",
+        "usage", "classify", "complete", "inspect", "compare", "bench classify", "bench generate",
         "tenants create", "tenants set", "tenants list", "tenants rm",
         "keys create", "keys list", "keys rotate", "keys revoke", "keys allow-unauthenticated",
     }  # fmt: skip
@@ -324,6 +324,21 @@ def test_push_list_and_remove(run: Run, folder: Path) -> None:
     assert run("rm", "mine@1").output.startswith("deleted version 1 of mine, ")
     assert run("rm", "mine").output.startswith("deleted mine, ")
     assert "404 model_not_found" in run("rm", "mine", code=1).output
+
+
+def test_usage(run: Run) -> None:
+    run("complete", "writer", "the cat", "--max-tokens", 2)
+    lines = run("usage", "--adapter", "writer").output.splitlines()
+    assert lines[0].split()[:3] == ["FROM", "TENANT", "ADAPTER"]
+    assert lines[1].split()[:2] == ["default", "writer"]
+    (entry,) = json.loads(run("usage", "--group-by", "version", "--adapter", "writer", "--json").output)
+    assert (entry["adapter"], entry["version"]) == ("writer", 1)
+    assert entry["requests"] > 0
+    rows = run("usage", "--csv", "--start", "2026-01-01").output.splitlines()
+    assert rows[0].startswith("start,end,tenant,adapter,version,digest,requests")
+    assert any(",default,writer," in row for row in rows)
+    assert "give --csv or --json" in run("usage", "--csv", "--json", code=2).output
+    assert "ISO 8601" in run("usage", "--start", "yesterday", code=1).output
 
 
 def test_pin_and_unpin(run: Run) -> None:

@@ -28,7 +28,7 @@ from ._exceptions import (
     UnprocessableAdapterError,
     UnsupportedMediaTypeError,
 )
-from ._fields import GenerationFields, StreamFields, TenantFields
+from ._fields import GenerationFields, StreamFields, TenantFields, UsageFields
 from ._stream import AsyncStream, Stream
 from ._types import (
     Adapter,
@@ -44,6 +44,7 @@ from ._types import (
     Model,
     Tenant,
     Usage,
+    UsageEntry,
 )
 from ._version import __version__
 
@@ -85,5 +86,7 @@ __all__ = [
     "UnprocessableAdapterError",
     "UnsupportedMediaTypeError",
     "Usage",
+    "UsageEntry",
+    "UsageFields",
     "__version__",
 ]

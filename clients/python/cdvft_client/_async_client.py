@@ -14,10 +14,10 @@ from . import _config as config_
 from ._calls import Call
 from ._errors import connection_error, status_error
 from ._exceptions import CDVFTError, ServiceUnavailableError
-from ._fields import GenerationFields, Inputs, Message, Mode, Prompt, StreamFields, TenantFields
+from ._fields import GenerationFields, Inputs, Message, Mode, Prompt, StreamFields, TenantFields, UsageFields
 from ._retry import Retries
 from ._stream import AsyncStream
-from ._types import Adapter, Classification, Completion, Deleted, Key, Model, Page, Tenant
+from ._types import Adapter, Classification, Completion, Deleted, Key, Model, Page, Tenant, UsageEntry
 from ._upload import read_upload, write_whole
 
 T = TypeVar("T")
@@ -236,6 +236,17 @@ class AsyncClient:
     async def revoke_key(self, id: str) -> Key:
         """Lets nobody in by this key any more."""
         return await self._run(admin.revoke_key(id))
+
+    def usage(self, *, limit: int = 100, **fields: Unpack[UsageFields]) -> AsyncIterator[UsageEntry]:
+        """What the caller used, newest first, asked for in pages of `limit` (at most 100). Fields: UsageFields."""
+        return self._items(calls.usage(fields, limit))
+
+    async def usage_csv(self, *, to: PathLike | None = None, **fields: Unpack[UsageFields]) -> bytes:
+        """The same as CSV, all of it; also written to `to`. Fields: UsageFields."""
+        content = await self._run(calls.usage_csv(fields))
+        if to is not None:
+            await asyncio.to_thread(write_whole, to, content)
+        return content
 
     async def health(self) -> bool:
         """True if the server lives; it raises otherwise, without retrying."""

@@ -11,8 +11,8 @@ import httpx
 
 from . import _parse as parse
 from ._exceptions import APIResponseError
-from ._fields import GenerationFields, Inputs, Message, Mode, Prompt, StreamFields, checked
-from ._types import Adapter, Classification, Completion, Deleted, Model, Page
+from ._fields import GenerationFields, Inputs, Message, Mode, Prompt, StreamFields, UsageFields, checked, written
+from ._types import Adapter, Classification, Completion, Deleted, Model, Page, UsageEntry
 from ._upload import Files
 
 T = TypeVar("T")
@@ -179,6 +179,19 @@ def set_pinned(name: str, pinned: bool) -> Call[Adapter]:
 
 def delete(name: str, version: int | None) -> Call[Deleted]:
     return Call("DELETE", _adapter_path(name), parse.deleted, params=_version(version), repeatable=False)
+
+
+def usage(fields: UsageFields, limit: int) -> Call[Page[UsageEntry]]:
+    return Call("GET", "/v1/usage", parse.usage, params={**_usage_params("usage", fields), "limit": limit})
+
+
+def usage_csv(fields: UsageFields) -> Call[bytes]:
+    params = {**_usage_params("usage_csv", fields), "format": "csv"}
+    return Call("GET", "/v1/usage", lambda response: response.content, params=params)
+
+
+def _usage_params(call: str, fields: UsageFields) -> dict[str, str | int]:
+    return {name: written(value) for name, value in checked(call, fields, UsageFields).items()}
 
 
 def health() -> Call[bool]:

@@ -1,12 +1,14 @@
-"""The keyword arguments of the generating calls, in one place for both clients."""
+"""The keyword arguments of the calls that have many, in one place for both clients."""
 
 import difflib
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, Literal, TypedDict
 
 Mode = Literal["fft", "merged", "auto"]
 Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 Message = Mapping[str, Any]
+Moment = int | str | datetime
 Inputs = str | Sequence[str | tuple[str, str] | list[str]]
 
 
@@ -56,7 +58,28 @@ class TenantFields(TypedDict, total=False):
     weight: float
 
 
+class UsageFields(TypedDict, total=False):
+    """Keyword arguments of `usage` and `usage_csv`.
+
+    start, end: unix seconds, a datetime (UTC where it names no zone), or ISO 8601. group_by: some of hour, day, adapter
+    (default), version, tenant. adapter: that one only. tenant: another tenant, or "*" for all (scope admin).
+    """
+
+    start: Moment | None
+    end: Moment | None
+    group_by: str | Sequence[str] | None
+    adapter: str | None
+    tenant: str | None
+
+
 HINTS = {"stream": "; call complete_stream() or chat_stream()", "stream_options": "; give include_usage="}
+
+
+def written(value: Moment | Sequence[str]) -> str | int:
+    """As a query has it."""
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return value if isinstance(value, int | str) else ",".join(value)
 
 
 def checked(call: str, fields: Mapping[str, Any], known: type) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from ._types import (
     Page,
     Tenant,
     Usage,
+    UsageEntry,
 )
 
 T = TypeVar("T")
@@ -202,6 +203,15 @@ def models(response: httpx.Response) -> Page[Model]:
 
 def adapters(response: httpx.Response) -> Page[Adapter]:
     return _page(response, _adapter)
+
+
+def usage(response: httpx.Response) -> Page[UsageEntry]:
+    return _page(response, _usage_entry)
+
+
+def _usage_entry(raw: Raw, request_id: str | None) -> UsageEntry:
+    names = (name for name in UsageEntry.__dataclass_fields__ if name != "raw")
+    return UsageEntry(**{name: raw[name] for name in names}, raw=raw)
 
 
 def _page(response: httpx.Response, read: Callable[[Raw, str | None], T]) -> Page[T]:

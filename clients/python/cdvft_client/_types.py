@@ -206,6 +206,32 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
+class UsageEntry:
+    """What one group used. `start` and `end` are unix seconds; what the group's rows may differ in is None, and so is
+    the base's version. `seconds` are the engine's."""
+
+    id: str
+    start: int | None
+    end: int | None
+    tenant: str | None
+    adapter: str | None
+    version: int | None
+    digest: str | None
+    requests: int
+    failed: int
+    cancelled: int
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+    raw: dict[str, Any] = field(repr=False, compare=False)
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
     data: tuple[T, ...]
     has_more: bool

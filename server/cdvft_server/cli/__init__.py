@@ -18,6 +18,7 @@ COMMANDS = {
     "pin": ("versions", "Keep an adapter on the device."),
     "unpin": ("versions", "Let an adapter leave the device again."),
     "download": ("versions", "Fetch an adapter's files."),
+    "usage": ("usage", "Show what was used: requests, tokens, time."),
     "rm": ("client", "Delete an adapter, or one version of it."),
     "classify": ("client", "Label or score texts."),
     "complete": ("client", "Continue a prompt; the text comes as it is generated."),

@@ -13,7 +13,7 @@ from cdvft_server.naming import check_name
 from cdvft_server.service.access import Access
 from cdvft_server.service.catalog import Catalog
 from cdvft_server.service.parts import Parts
-from cdvft_server.store import TenantLimits, VersionRow
+from cdvft_server.store import TenantLimits
 
 __all__ = ["Admin"]
 

@@ -6,7 +6,7 @@ import io
 import json
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,6 +156,43 @@ class Fleet:
             assert answer.status_code == 200, answer.text
             answers.append(answer.json().get("choices") or answer.json()["data"])
         return answers
+
+
+@contextmanager
+def braked(live: Live) -> Iterator[Callable[[], None]]:
+    """The engine stands still between two steps; what is yielded lets it take one, with all that was sent before."""
+    engine = live.service._parts.engine
+    holds: list[_Hold] = []
+
+    def hold() -> None:
+        holds.append(_Hold(live))
+        for before in holds[:-1]:
+            before.go_on.set()
+        assert holds[-1].holding.wait(WAIT)
+
+    def step() -> None:
+        before = engine.stats().batches
+        for _ in range(3):  # the first may be needed to take in what was sent
+            if engine.stats().batches == before:
+                hold()
+        assert engine.stats().batches == before + 1
+
+    try:
+        hold()
+        yield step
+    finally:
+        for own in holds:
+            own.go_on.set()
+
+
+class _Hold:
+    def __init__(self, live: Live) -> None:
+        self.go_on, self.holding = threading.Event(), threading.Event()
+        live.service._parts.engine.call(self._wait)
+
+    def _wait(self) -> None:
+        self.holding.set()
+        self.go_on.wait(WAIT)
 
 
 def error_of(answer: httpx.Response) -> dict[str, Any]:
