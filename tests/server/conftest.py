@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from cdvft_server.store import Store
-from cdvft_server.store.tables import metadata
 
 from tests.server.postgres import Postgres, running
 from tests.server.store_maker import url_of
@@ -30,9 +29,8 @@ def postgres(postgres_server: Postgres | None) -> Postgres:
 
 @pytest.fixture
 def postgres_url(postgres: Postgres) -> str:
-    """An empty store, quicker than a new database: the tables of the test before are emptied."""
-    postgres.execute(f"TRUNCATE {', '.join(metadata.tables)} RESTART IDENTITY")
-    return postgres.url()
+    """An empty store, the same for all tests."""
+    return postgres.emptied()
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cdvft_server.store.tables import metadata
 from sqlalchemy import URL, create_engine, make_url
 
 SECONDS = 60  # a bound for a hang
@@ -53,6 +54,11 @@ class Postgres:
 
     def url(self, database: str = "postgres") -> str:
         return f"postgresql://cdvft@/{database}?host={self.folder}&connect_timeout={SECONDS}"
+
+    def emptied(self) -> str:
+        """The URL of a store without content, quicker than a new database."""
+        self.execute(f"TRUNCATE {', '.join(metadata.tables)} RESTART IDENTITY")
+        return self.url()
 
     @contextmanager
     def database(self, options: str = "") -> Iterator[str]:

@@ -1,7 +1,7 @@
 """The store against a model in plain Python: any sequence of operations, of two tenants and two bases."""
 
-import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,8 +11,9 @@ from cdvft_server.naming import AdapterRef, Alias, DigestPrefix, Latest, Version
 from cdvft_server.store import Store
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from tests.server.postgres import Postgres
 from tests.server.store_maker import BASE, CONFIG, OTHER_BASE, digest_of, new, url_of, weights_of
 
 tenants = st.sampled_from(["default", "you"])
@@ -37,10 +38,14 @@ class Model:
 
 
 class StoreMachine(RuleBasedStateMachine):
+    def __init__(self, empty_url: Callable[[], str]) -> None:
+        super().__init__()
+        self.empty_url = empty_url
+
     @initialize()
     def start(self) -> None:
-        self.folder = Path(tempfile.mkdtemp())
-        self.store = Store.open(url_of(self.folder))
+        self.url = self.empty_url()
+        self.store = Store.open(self.url)
         self.store.tenants.create("you")
         self.models: dict[Key, Model] = {}
         self.highest: dict[tuple[str, str], int] = {}
@@ -49,7 +54,6 @@ class StoreMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if hasattr(self, "store"):
             self.store.close()
-            shutil.rmtree(self.folder)
 
     def living(self, tenant: str, name: str, base: str) -> Model | None:
         model = self.models.get((tenant, name, base))
@@ -146,7 +150,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def reopen(self) -> None:
         self.store.close()
-        self.store = Store.open(url_of(self.folder))
+        self.store = Store.open(self.url)
 
     @rule(
         caller=tenants,
@@ -213,7 +217,15 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.store.files(row.id) == new(text).files
 
 
-StoreMachine.TestCase.settings = settings(
-    max_examples=15, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
-test_store_against_the_model = StoreMachine.TestCase
+def check(empty_url: Callable[[], str], examples: int) -> None:
+    slow = [HealthCheck.too_slow]
+    limits = settings(max_examples=examples, stateful_step_count=25, deadline=None, suppress_health_check=slow)
+    run_state_machine_as_test(lambda: StoreMachine(empty_url), settings=limits)
+
+
+def test_store_against_the_model(tmp_path: Path) -> None:
+    check(lambda: url_of(Path(tempfile.mkdtemp(dir=tmp_path))), 12)
+
+
+def test_store_against_the_model_on_postgresql(postgres: Postgres) -> None:
+    check(postgres.emptied, 5)

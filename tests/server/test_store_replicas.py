@@ -97,7 +97,9 @@ def test_what_is_long_over_is_cleared_away(stores: list[Store], store_url: str) 
     execute(store_url, f"UPDATE news SET at = at - 3601 WHERE id = {first.id}")
     execute(store_url, f"UPDATE replicas SET seen_at = seen_at - 3601 WHERE id = '{yours.id}'")
     third = join(stores[1])
-    assert execute(store_url, "SELECT id FROM news") == [(second.id,)]
+    put(stores[0], "poet", "three")
+    last = stores[0].delete(ME, "poet", None, BASE).news_id
+    assert sorted(execute(store_url, "SELECT id FROM news")) == [(second.id,), (last,)]
     assert execute(store_url, "SELECT news_id FROM receipts") == [(second.id,)]
     assert sorted(execute(store_url, "SELECT id FROM replicas")) == sorted([(mine.id,), (third.id,)])
     yours.beat()  # and may come back

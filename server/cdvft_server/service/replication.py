@@ -17,7 +17,7 @@ __all__ = ["Replication"]
 
 log = logging.getLogger(__name__)
 
-BEAT_SECONDS = 2.0
+BEAT_SECONDS = 5.0
 NEWS_SECONDS = 0.25
 
 

@@ -45,9 +45,9 @@ class PostgresBackend:
     now = cast(func.floor(extract("epoch", func.clock_timestamp())), BigInteger)
 
     def __init__(self, url: URL) -> None:
-        self._watch = Watch()
         one_state = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
         engine = _engine(url)
+        self._watch = Watch()
         self._engines: dict[Kind, Engine] = {
             "read": engine.execution_options(**one_state),
             "write": engine.execution_options(writes=True),  # READ COMMITTED: sees what the writer before committed

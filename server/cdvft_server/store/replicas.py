@@ -17,7 +17,7 @@ from cdvft_server.store.tables import news, receipts, replicas
 
 __all__ = ["GoneVersion", "News", "Replica", "announce"]
 
-DEAD_SECONDS = 10  # without a sign of life
+DEAD_SECONDS = 15  # without a sign of life
 KEPT_SECONDS = 3600  # news, and the rows of the dead
 
 
@@ -50,11 +50,10 @@ class Replica:
         self._last: int | None = None  # of the news; None before it joined
 
     def beat(self) -> None:
-        """A sign of life; the first one joins, and clears away what is long over."""
+        """A sign of life; the first one joins."""
         seen = update(replicas).where(replicas.c.id == self.id).values(seen_at=self._database.now)
         with self._database.write() as connection:
             if self._last is None:
-                _clear(connection, self._database)
                 last = connection.scalar(select(func.coalesce(func.max(news.c.id), 0)))
             else:
                 last = self._last
@@ -110,18 +109,14 @@ def announce(
     *,
     gone: Iterable[VersionRow] = (),
 ) -> int:
-    """Tell the replicas of the row's base, all but the author; the id of the news."""
+    """Tell the replicas of the row's base, all but the author; the id of the news. Clears away what is long over."""
+    over = database.now - KEPT_SECONDS
+    connection.execute(delete(receipts).where(receipts.c.news_id.in_(select(news.c.id).where(news.c.at < over))))
+    connection.execute(delete(news).where(news.c.at < over))
+    connection.execute(delete(replicas).where(replicas.c.seen_at < over))
     lost = [asdict(GoneVersion(own.id, own.adapter_id, own.digest)) for own in gone]
     told = {"author": author, "kind": kind, "base_digest": row.base_digest, "tenant": row.tenant, "name": row.name}
     written = connection.execute(insert(news).values(at=database.now, gone=lost, **told))
     key = written.inserted_primary_key
     assert key is not None  # the table counts its ids up
     return int(key[0])
-
-
-def _clear(connection: Connection, database: Database) -> None:
-    over = database.now - KEPT_SECONDS
-    old = select(news.c.id).where(news.c.at < over)
-    connection.execute(delete(receipts).where(receipts.c.news_id.in_(old)))
-    connection.execute(delete(news).where(news.c.at < over))
-    connection.execute(delete(replicas).where(replicas.c.seen_at < over))

@@ -246,6 +246,7 @@ REFUSALS: dict[str, tuple[Change, int, str]] = {
     "no labels": (form(labels="[]"), 400, "invalid_request"),
     "labels for an lm adapter": (form(labels='["a", "b"]'), 422, "invalid_adapter"),
     "a long description": (form(description="a" * 1001), 413, "too_large"),
+    "a description with NUL": (form(description="a\0b"), 400, "invalid_request"),
     "513 labels": (form(labels=json.dumps([str(i) for i in range(513)])), 413, "too_large"),
     "a field of 2 MiB": (form(description="a" * (2 << 20)), 413, "too_large"),
     "a config of 2 MiB": (config(base_model_name_or_path="a" * (2 << 20)), 413, "too_large"),
