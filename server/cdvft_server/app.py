@@ -14,7 +14,7 @@ from cdvft_server.metrics import CountResponses, Metrics
 from cdvft_server.middleware import Envelope, LocalOnly, is_loopback
 from cdvft_server.presence import Gone
 from cdvft_server.routes import adapters, classify, completions, health, models
-from cdvft_server.service import FAULTS, Gauges, Service, translate
+from cdvft_server.service import FAULTS, Gauges, Service, is_out_of_memory, translate
 
 __all__ = ["create_app", "refuse_open_host"]
 
@@ -48,6 +48,8 @@ def create_app(config: ServeConfig, service: Service | None = None) -> FastAPI:
     install_handlers(app)
     for kind in FAULTS:
         app.add_exception_handler(kind, _fault)
+    for kind in (MemoryError, RuntimeError):
+        app.add_exception_handler(kind, _no_memory)
     app.add_exception_handler(Gone, _gone)
     app.add_middleware(LocalOnly, listens_on=config.host, names=config.allowed_hosts)
     app.add_middleware(Envelope)
@@ -74,6 +76,12 @@ def _gauges(app: FastAPI) -> Gauges:
 async def _fault(request: Request, error: Exception) -> JSONResponse:
     found = translate(error)
     return JSONResponse(found.body, found.status_code, found.headers)
+
+
+async def _no_memory(request: Request, error: Exception) -> JSONResponse:
+    if not is_out_of_memory(error):
+        raise error
+    return await _fault(request, error)
 
 
 async def _gone(request: Request, error: Exception) -> Response:

@@ -2,7 +2,7 @@
 
 from cdvft_server.service.catalog import Page
 from cdvft_server.service.classification import Classified, Scored
-from cdvft_server.service.faults import FAULTS, translate
+from cdvft_server.service.faults import FAULTS, is_out_of_memory, translate
 from cdvft_server.service.gauges import Gauges
 from cdvft_server.service.generation import Generation, Piece
 from cdvft_server.service.merging import MODES, Mode
@@ -23,5 +23,6 @@ __all__ = [
     "Service",
     "Stored",
     "UploadForm",
+    "is_out_of_memory",
     "translate",
 ]
