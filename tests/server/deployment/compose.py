@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 DOCKER = Path(__file__).resolve().parents[3] / "docker"
-WAIT = 120.0  # seconds: a bound for a hang, not a pace
+WAIT = 240.0  # seconds: a bound for a hang, not a pace
 VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*)|:\?[^}]*)?\}")
 
 
