@@ -62,8 +62,8 @@ def content_type(request: Request) -> str:
 
 
 async def limited(request: Request, limit: int, option: str) -> AsyncGenerator[bytes, None]:
-    """The body in pieces. Raises ApiError: 413 as soon as it is known to exceed `limit` bytes, 408 where no more comes, or too
-    slowly; Gone where the client went away.
+    """The body, piece by piece. Raises ApiError: 413 as soon as it is known to exceed `limit` bytes, 408 where no more
+    of it comes, or too slowly; Gone where the client went away.
     """
     declared = request.headers.get("content-length", "0")
     size = int(declared) if re.fullmatch(r"[0-9]{1,18}", declared) else limit + 1

@@ -18,9 +18,8 @@ from tests.server.http.test_connections import head, refused
 
 SMALL, LARGE = 4096, 1 << 20  # bytes of a socket's buffer; the kernel makes a little more of it
 END = b"0\r\n\r\n"
-STREAM = json.dumps(
-    {"model": "tiny-llama", "prompt": ["a"] * 32, "ignore_eos": True, "max_tokens": 100, "stream": True, "temperature": 0}
-).encode()  # 3,200 events, about half a megabyte
+BODY = {"model": "tiny-llama", "prompt": ["a"] * 32, "ignore_eos": True, "max_tokens": 100}
+STREAM = json.dumps({**BODY, "stream": True, "temperature": 0}).encode()  # 3,200 events, about half a megabyte
 
 
 @contextmanager

@@ -130,7 +130,9 @@ def test_a_thousand_clients_at_once(own: Own) -> None:
         reader, writer = await asyncio.open_connection(address.hostname, address.port)
         await all_connected.wait()
         body = json.dumps({"model": model, "prompt": "the cat", "temperature": 0, "max_tokens": 4}).encode()
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
+        head = (
+            f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
+        )
         writer.write(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
         data = await reader.read()
         writer.close()
