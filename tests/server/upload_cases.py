@@ -45,7 +45,7 @@ FIELDS = {
     "labels": LABELS,
     "other": ["x"],
 }
-KINDS = [tarfile.REGTYPE] * 12 + [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE]
+KINDS = [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE]
 DTYPES = ["F32", "F16", "BF16", "F64", "I64", "U8", "BOOL", "F8_E4M3", "", "f32", 3, None]
 
 
@@ -72,7 +72,7 @@ class Cases:
             rng.choice(changes)(rng, members)
         parts = _parts(rng, members)
         body = _multipart(parts)
-        if rng.random() < 0.15:
+        if rng.random() < 0.08:
             body = _mutated(rng, body)
         return body, {"content-type": f"multipart/form-data; boundary={BOUNDARY}"}
 
@@ -166,7 +166,7 @@ def _parts(rng: random.Random, members: dict[str, bytes]) -> list[tuple[str, str
     else:
         names = {"adapter_config.json": "config", "adapter_model.safetensors": "weights"}
         parts += [(names.get(name, "other"), name, data) for name, data in members.items()]
-    while rng.random() < 0.3:
+    while rng.random() < 0.2:
         name = rng.choice(list(FIELDS))
         text = rng.choice(FIELDS[name])
         if name == "name" and rng.random() < 0.8:
@@ -180,16 +180,19 @@ def _parts(rng: random.Random, members: dict[str, bytes]) -> list[tuple[str, str
     return parts
 
 
-def _path(rng: random.Random, name: str) -> str:
-    return rng.choice(["", "", "", "", "folder/", "a/b/", "../", "/", "./", "c:\\", "é/"]) + name
+def _paths(rng: random.Random, members: dict[str, bytes]) -> dict[str, bytes]:
+    """By their paths in an archive: at the top or in one folder, now and then one where it must not be."""
+    folder = rng.choice(["", "", "folder/"])
+    odd = rng.choice(["a/b/", "../", "/", "./", "c:\\", "é/"])
+    return {(odd if rng.random() < 0.04 else folder) + name: data for name, data in members.items()}
 
 
 def _zip(rng: random.Random, members: dict[str, bytes]) -> bytes:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])) as archive:
-        for name, data in members.items():
-            archive.writestr(_path(rng, name), data)
-        for k in range(rng.choice([0] * 9 + [70])):
+        for path, data in _paths(rng, members).items():
+            archive.writestr(path, data)
+        for k in range(rng.choice([0] * 19 + [70])):
             archive.writestr(f"more{k}", b"")
     return content.getvalue()
 
@@ -197,10 +200,10 @@ def _zip(rng: random.Random, members: dict[str, bytes]) -> bytes:
 def _tar(rng: random.Random, members: dict[str, bytes]) -> bytes:
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w:gz", compresslevel=1) as archive:
-        for name, data in members.items():
-            entry = tarfile.TarInfo(_path(rng, name))
+        for path, data in _paths(rng, members).items():
+            entry = tarfile.TarInfo(path)
             entry.size = len(data)
-            entry.type = rng.choice(KINDS)
+            entry.type = rng.choice(KINDS) if rng.random() < 0.05 else tarfile.REGTYPE
             entry.linkname = "/etc/passwd" if entry.issym() or entry.islnk() else ""
             archive.addfile(entry, io.BytesIO(data) if entry.isreg() else None)
     return content.getvalue()

@@ -17,7 +17,7 @@ from tests.server.http.conftest import config_for
 from tests.server.http.harness import Live, error_of
 from tests.server.upload_cases import Cases
 
-SHORT, SOAK, WARM_UP = 600, 100_000, 5_000
+SHORT, SOAK, WARM_UP = 400, 100_000, 5_000
 DEADLINE = 60.0  # seconds for one case: a bound for a hang, not a pace
 
 

@@ -1,56 +1,29 @@
-"""A server in a process of its own: its disk is full, a thousand clients are connected, it is told to stop."""
+"""A server in a process of its own: a full disk, a thousand clients, thousands of requests, and a signal to stop."""
 
 import asyncio
 import json
+import random
 import resource
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Semaphore
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from cdvft.backbone import Backbone
-from cdvft.checkpoint import AdapterFiles, adapter_files
+from cdvft.checkpoint import AdapterFiles
 from cdvft_server.store import Store
 
-from tests.server.deployment.compose import Process, running, served
-from tests.server.http.harness import WAIT, error_of
-from tests.tiny import random_adapter
+from tests.server.http.harness import WAIT, error_of, wait_until
+from tests.server.http.own_process import Own, serving
 
 CONNECTIONS = 1000
 SLACK = 1 << 20  # bytes that a file may still grow
-
-
-class Own:
-    """The process, a client of it, and its store's address."""
-
-    def __init__(self, process: Process, url: str, database: str, base: Backbone) -> None:
-        self.process, self.url, self.database, self.base = process, url, database, base
-        self.client = httpx.Client(base_url=url, timeout=WAIT)
-
-    def files(self, seed: int) -> AdapterFiles:
-        return adapter_files(random_adapter(self.base.info, seed), self.base.info)
-
-    def upload(self, name: str, files: AdapterFiles) -> httpx.Response:
-        parts = {"config": ("c.json", files.config), "weights": ("w.safetensors", files.weights)}
-        return self.client.post("/v1/adapters", data={"name": name}, files=parts)
-
-    def complete(self, model: str, **fields: Any) -> httpx.Response:
-        body = {"model": model, "prompt": "the cat", "temperature": 0, **fields}
-        return self.client.post("/v1/completions", json=body)
-
-
-@contextmanager
-def serving(base: Backbone, folder: Path, *options: str) -> Iterator[Own]:
-    database = f"sqlite:///{folder}/store.db"
-    with running(served(["serve", "--base", str(base.path), "--database", database, *options])) as process:
-        own = Own(process, process.find(r"ready on (http://\S+)"), database, base)
-        with own.client:
-            yield own
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +124,59 @@ def test_a_thousand_clients_at_once(own: Own) -> None:
     assert own.complete(models[1], max_tokens=4).json()["choices"] == alone[models[1]]
 
 
-def streamed(own: Own, started: Any) -> tuple[list[str], str]:
+KINDS = {"whole": 200, "several": 200, "stream": 200, "left": 200, "scores": 200, "too long": 400, "unknown": 404}
+
+
+def mixed(own: Own, seed: int) -> str:
+    """One request of a random kind, which must be answered as it should; its kind."""
+    rng = random.Random(seed)
+    kind, name = rng.choice(list(KINDS)), f"soak-{rng.randrange(4)}"
+    prompt = "the cat " * rng.randint(1, 8)
+    if kind in ("stream", "left"):
+        body = {"model": name, "prompt": prompt, "max_tokens": 60, "ignore_eos": True, "stream": True}
+        with own.client.stream("POST", "/v1/completions", json=body) as answer:
+            lines = answer.iter_lines()
+            last = next(lines) if kind == "left" else [line for line in lines if line][-1]
+        assert kind == "left" or last == "data: [DONE]"
+    elif kind == "scores":
+        answer = own.client.post("/v1/classify", json={"model": ["judge", "judge"], "input": [prompt, "the dog"]})
+    else:
+        n, most = (3 if kind == "several" else 1), (10_000 if kind == "too long" else rng.randint(1, 20))
+        answer = own.complete("nobody" if kind == "unknown" else name, prompt, n=n, max_tokens=most, temperature=1)
+    assert answer.status_code == KINDS[kind], kind
+    return kind
+
+
+def soak(own: Own, warm_up: int, requests: int) -> tuple[int, int]:
+    """Of the process before and after the requests, after a warm-up: growth in bytes, and its size before."""
+    for seed in range(4):
+        assert own.upload(f"soak-{seed}", own.files(400 + seed)).status_code in (200, 201)
+    assert own.upload("judge", own.files(404, "classification")).status_code in (200, 201)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda seed: mixed(own, seed), range(warm_up)))
+        files, memory = own.open_files(), own.resident()
+        kinds = list(threads.map(lambda seed: mixed(own, seed), range(warm_up, warm_up + requests)))
+    for name in ("requests_running", "requests_waiting", "kv_tokens_used", "adapter_leases", "calls_in_flight"):
+        wait_until(lambda name=name: own.gauge(f"cdvft_{name}") == 0)  # type: ignore[misc]
+    wait_until(lambda: own.open_files() <= files + 4)
+    after = own.resident()
+    print({kind: kinds.count(kind) for kind in KINDS}, f"resident {memory >> 20} -> {after >> 20} MiB")
+    return after - memory, memory
+
+
+def test_requests_of_all_kinds_leave_nothing(own: Own) -> None:
+    """A hundred kilobytes a request would be told."""
+    growth, _ = soak(own, 150, 450)
+    assert growth < 450 * 100_000
+
+
+@pytest.mark.soak
+def test_ten_thousand_requests_leave_the_memory_flat(own: Own) -> None:
+    growth, memory = soak(own, 2_000, 10_000)
+    assert growth < memory * 0.05 + (8 << 20)
+
+
+def streamed(own: Own, started: Semaphore) -> tuple[list[str], str]:
     """Finish reasons and the last line of a stream of eight sequences; `started` is told of its first event."""
     body = {"model": "tiny-llama", "prompt": ["a"] * 8, "ignore_eos": True, "max_tokens": 250, "stream": True}
     with own.client.stream("POST", "/v1/completions", json=body) as answer:
@@ -166,8 +191,6 @@ def streamed(own: Own, started: Any) -> tuple[list[str], str]:
 
 def test_sigterm_drains_within_its_deadline(llama: Backbone, tmp_path: Path) -> None:
     """Every stream that began gets all its endings; the process is gone by itself."""
-    from threading import Semaphore
-
     started, streams = Semaphore(0), 6
     with serving(llama, tmp_path, "--drain-seconds", "0.5") as own, ThreadPoolExecutor(streams) as threads:
         running_streams = [threads.submit(streamed, own, started) for _ in range(streams)]
