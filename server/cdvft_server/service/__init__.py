@@ -7,11 +7,13 @@ from cdvft_server.service.gauges import Gauges
 from cdvft_server.service.generation import Generation, Piece
 from cdvft_server.service.merging import MODES, Mode
 from cdvft_server.service.service import TENANT, Service
+from cdvft_server.service.targets import STALE
 from cdvft_server.service.uploads import Stored, UploadForm
 
 __all__ = [
     "FAULTS",
     "MODES",
+    "STALE",
     "TENANT",
     "Classified",
     "Gauges",

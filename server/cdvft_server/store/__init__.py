@@ -1,7 +1,8 @@
 """Durable adapters of every tenant and base, in one database. Knows no HTTP, no asyncio and no tensors."""
 
 from cdvft_server.store.changes import NewVersion, Upload
+from cdvft_server.store.replicas import GoneVersion, News, Replica
 from cdvft_server.store.rows import VersionRow
 from cdvft_server.store.store import Deleted, Store
 
-__all__ = ["Deleted", "NewVersion", "Store", "Upload", "VersionRow"]
+__all__ = ["Deleted", "GoneVersion", "NewVersion", "News", "Replica", "Store", "Upload", "VersionRow"]

@@ -1,4 +1,5 @@
-"""Each service's command from docker/compose.yaml, run without Docker: the server, and Prometheus that scrapes it."""
+"""Each service's command from docker/compose.yaml, run without Docker: PostgreSQL, the server on it, and Prometheus
+that scrapes it. Only Grafana's is not: what it is given is checked."""
 
 import json
 import re
@@ -11,21 +12,43 @@ import httpx
 import pytest
 
 from tests.e2e.serving import wait_until
-from tests.server.deployment.compose import DOCKER, compose, running, served
+from tests.server.deployment.compose import DOCKER, compose, environment, running, served
+from tests.server.postgres import Postgres
+from tests.server.postgres import running as postgresql
 
 DASHBOARD = json.loads((DOCKER / "grafana/dashboards/cdvft.json").read_text())
 QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The compose file's own flags; the store is a file here."""
+def postgres() -> Iterator[Postgres]:
+    """With the settings of the compose file's command."""
+    with postgresql(settings_of(compose()["services"]["postgres"]["command"])) as started:
+        if started is None:
+            pytest.skip("PostgreSQL's server (initdb, pg_ctl) is not installed")
+        yield started
+
+
+def settings_of(command: list[str]) -> dict[str, str]:
+    """`postgres -c name=value -c ...`"""
+    assert command[0] == "postgres"
+    assert set(command[1::2]) == {"-c"}
+    return dict(text.split("=", 1) for text in command[2::2])
+
+
+@pytest.fixture(scope="module")
+def server(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The compose file's own flags and variables, on that PostgreSQL."""
     folder = tmp_path_factory.mktemp("deployed")
     own = compose()["services"]["server"]
-    database = {"CDVFT_DATABASE": f"sqlite:///{folder}/store.db", "XDG_DATA_HOME": str(folder)}
-    with running(served(own["command"]), database) as process:
+    variables = environment(own, {"POSTGRES_PASSWORD": "not asked for on a socket of this machine"})
+    assert variables["CDVFT_DATABASE"] == "postgresql://cdvft@postgres:5432/cdvft"
+    postgres.execute("CREATE DATABASE cdvft")
+    variables["CDVFT_DATABASE"] = postgres.url("cdvft")
+    with running(served(own["command"]), {**variables, "XDG_DATA_HOME": str(folder)}) as process:
         yield process.find(r"ready on (http://\S+)")
         assert process.end() in (0, -signal.SIGTERM), "".join(process.log)  # as Docker stops it
+    assert not list(folder.rglob("*.db"))
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +81,13 @@ def metrics(server: str) -> set[str]:
     return set(re.findall(r"^(cdvft_\w+)", text, re.M))
 
 
-def test_the_servers_command(server: str) -> None:
+def test_postgresql_takes_its_commands_settings(postgres: Postgres) -> None:
+    units = {"idle_in_transaction_session_timeout": ("60s", "1min")}
+    for name, value in settings_of(compose()["services"]["postgres"]["command"]).items():
+        assert postgres.execute(f"SHOW {name}")[0][0] in (value, *units.get(name, ())), name
+
+
+def test_the_servers_command(server: str, postgres: Postgres) -> None:
     """It listens, answers by the name that Prometheus calls it, and by no other."""
     for host, status in (("server:8000", 200), ("evil.example", 403)):
         assert httpx.get(f"{server}/health", headers={"host": host}, timeout=60).status_code == status
@@ -66,6 +95,7 @@ def test_the_servers_command(server: str) -> None:
     body = {"model": "sea-tales", "prompt": "Leo was", "max_tokens": 4, "temperature": 0}
     answer = httpx.post(f"{server}/v1/completions", json=body, timeout=60)
     assert (answer.status_code, answer.headers["x-adapter"]) == (200, "sea-tales")
+    assert postgres.execute("SELECT count(*) FROM adapters WHERE name = 'sea-tales'", database="cdvft") == [(1,)]
 
 
 def test_the_images_health_check(server: str) -> None:
