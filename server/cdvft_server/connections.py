@@ -51,12 +51,12 @@ class Connection(H11Protocol):
 
     def pause_writing(self) -> None:
         """More of the answer waits than the loop's high-water mark (64 KiB): it must go down to a quarter in time."""
-        super().pause_writing()  # type: ignore[no-untyped-call]
+        super().pause_writing()
         self._read_timer = self.loop.call_later(self._state.config.response_wait_seconds, self._reader_is_late)
 
     def resume_writing(self) -> None:
         self._stop_read_timer()
-        super().resume_writing()  # type: ignore[no-untyped-call]
+        super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
         """Called by uvicorn while it handles the parser's error."""
