@@ -1,11 +1,11 @@
-# make serve | test | install | lint | fix | trials | bench | soak | demo | clean
+# make serve | test | install | lint | fix | audit | trials | bench | soak | demo | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 INPUTS := pyproject.toml constraints.txt clients/python/pyproject.toml adapters/cdvft/kernels/native.c
 
-.PHONY: install serve test lint fix trials bench soak demo clean
+.PHONY: install serve test lint fix audit trials bench soak demo clean
 
 install: $(VENV)/.installed
 
@@ -33,6 +33,10 @@ lint: install
 fix: install
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+# known vulnerabilities of what is installed; says so, and passes, where the advisory service cannot be asked
+audit: install
+	@$(BIN)/python tests/audit.py
 
 # real data and models: the folder `shared` beside the project, or CDVFT_TRIAL_INPUTS; skips with a message without it
 trials: install

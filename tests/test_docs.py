@@ -82,3 +82,21 @@ def test_links_between_documents_lead_somewhere() -> None:
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.glob("*.md")]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_test_that_the_threat_model_names_exists() -> None:
+    rows = [line for line in text("security.md").splitlines() if line.startswith("| ") and "`tests/" in line]
+    assert len(rows) > 20
+    for row in rows:
+        for name in re.findall(r"`(tests/[^`]+)`", row):
+            path, _, function = name.partition("::")
+            assert (ROOT / path).exists(), name
+            assert not function or f"def {function}(" in (ROOT / path).read_text(), name
+
+
+def test_no_threat_is_without_a_test() -> None:
+    section = ""
+    for line in text("security.md").splitlines():
+        section = line if line.startswith("## ") else section
+        if line.startswith("| ") and "against" in section and not line.startswith(("| threat", "| ---")):
+            assert "`tests/" in line, line

@@ -17,7 +17,7 @@ from cdvft_server.metrics import CountResponses, Metrics
 from cdvft_server.middleware import Envelope
 from cdvft_server.presence import Gone
 from cdvft_server.routes import adapters, admin, classify, completions, health, models, usage
-from cdvft_server.service import FAULTS, Gauges, Service, keys_required, translate
+from cdvft_server.service import FAULTS, Gauges, Service, is_out_of_memory, keys_required, translate
 
 __all__ = ["create_app", "refuse_open_host"]
 
@@ -52,6 +52,8 @@ def create_app(config: ServeConfig, service: Service | None = None) -> FastAPI:
     install_handlers(app)
     for kind in FAULTS:
         app.add_exception_handler(kind, _fault)
+    for kind in (MemoryError, RuntimeError):
+        app.add_exception_handler(kind, _no_memory)
     app.add_exception_handler(Gone, _gone)
     local = LocalOnly(config.host, config.allowed_hosts)
     app.add_middleware(Gate, local=local, service=lambda: app.state.service)
@@ -80,6 +82,12 @@ def _gauges(app: FastAPI) -> Gauges:
 async def _fault(request: Request, error: Exception) -> JSONResponse:
     found = translate(error)
     return JSONResponse(found.body, found.status_code, found.headers)
+
+
+async def _no_memory(request: Request, error: Exception) -> JSONResponse:
+    if not is_out_of_memory(error):
+        raise error
+    return await _fault(request, error)
 
 
 async def _gone(request: Request, error: Exception) -> Response:

@@ -22,6 +22,7 @@ __all__ = ["JsonRoute", "content_type", "limited", "parse_json"]
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _NODE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|([\[{:])', re.DOTALL)
 _LARGE = 1 << 16  # bytes: a millisecond or two on the loop
+SLOWEST = 1024  # bytes a second that a body must come with, beside the pause that it may make
 
 
 def parse_json(data: bytes, most_nodes: int | None = None) -> Any:
@@ -61,28 +62,31 @@ def content_type(request: Request) -> str:
 
 
 async def limited(request: Request, limit: int, option: str) -> AsyncGenerator[bytes, None]:
-    """The body in pieces. Raises ApiError: 413 as soon as it is known to exceed `limit` bytes, 408 where no more comes;
-    Gone where the client went away.
+    """The body, piece by piece. Raises ApiError: 413 as soon as it is known to exceed `limit` bytes, 408 where no more
+    of it comes, or too slowly; Gone where the client went away.
     """
     declared = request.headers.get("content-length", "0")
     size = int(declared) if re.fullmatch(r"[0-9]{1,18}", declared) else limit + 1
     if size > limit:
         raise _too_large(limit, option)
-    size = 0
+    size, now = 0, asyncio.get_running_loop().time
     pieces, wait = request.stream(), request.app.state.config.request_wait_seconds
-    while (piece := await _next_piece(pieces, wait)) is not None:
+    begun = now()
+    while (piece := await _next_piece(pieces, wait, begun + wait + size / SLOWEST - now())) is not None:
         size += len(piece)
         if size > limit:
             raise _too_large(limit, option)
         yield piece
 
 
-async def _next_piece(pieces: AsyncGenerator[bytes, None], wait: float) -> bytes | None:
+async def _next_piece(pieces: AsyncGenerator[bytes, None], wait: float, rest: float) -> bytes | None:
+    """`wait`: how long a pause may be; `rest`: what is left of the time for all pauses."""
     try:
-        async with asyncio.timeout(wait):
+        async with asyncio.timeout(min(wait, rest)):
             return await anext(pieces, None)
     except TimeoutError:
-        raise ApiError("request_timeout", f"no more of the body came for {wait:g} seconds; send it in one go") from None
+        slow = f"the body came slower than {SLOWEST} bytes a second" if rest < wait else "no more of the body came"
+        raise ApiError("request_timeout", f"{slow} for {wait:g} seconds; send it in one go") from None
     except ClientDisconnect:
         raise Gone from None
 

@@ -121,6 +121,9 @@ class ServeConfig(BaseSettings):
     request_wait_seconds: PositiveFloat = Field(
         30.0, description="How long a client may pause while it sends a request"
     )
+    response_wait_seconds: PositiveFloat = Field(
+        60.0, description="How long a client may take to read on while more of its answer waits"
+    )
     max_connections: PositiveInt = Field(
         2048, description="Most open connections; fewer where the process may not open three files for each"
     )

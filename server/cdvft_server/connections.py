@@ -1,4 +1,4 @@
-"""Connections below the app: how many there may be, how long a request's head may take, errors in the API's shape."""
+"""Connections below the app: how many there may be, how slow they may be, errors in the API's shape."""
 
 import asyncio
 import json
@@ -32,6 +32,7 @@ class Connection(H11Protocol):
         super().__init__(*args, **kwargs)
         self._state: Any = self.config.app.state  # type: ignore[union-attr]  # the app itself, see make_server
         self._head_timer: asyncio.TimerHandle | None = None
+        self._read_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -46,7 +47,17 @@ class Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._stop_read_timer()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """More of the answer waits than the loop's high-water mark (64 KiB): it must go down to a quarter in time."""
+        super().pause_writing()
+        self._read_timer = self.loop.call_later(self._state.config.response_wait_seconds, self._reader_is_late)
+
+    def resume_writing(self) -> None:
+        self._stop_read_timer()
+        super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
         """Called by uvicorn while it handles the parser's error."""
@@ -67,6 +78,16 @@ class Connection(H11Protocol):
     def _head_is_late(self) -> None:
         wait = self._state.config.request_wait_seconds
         self._refuse(ApiError("request_timeout", f"no whole request came within {wait:g} seconds"))
+
+    def _stop_read_timer(self) -> None:
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+            self._read_timer = None
+
+    def _reader_is_late(self) -> None:
+        """Nothing can be said to a client that does not read; its request ends as if it had gone away."""
+        log.warning("a client did not read its answer for %g seconds", self._state.config.response_wait_seconds)
+        self.transport.abort()
 
     def _refuse(self, error: ApiError) -> None:
         """Answer, if no answer has begun, and close."""

@@ -25,6 +25,8 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+MOST_CHARACTERS = 900  # of an error's message
+
 CODES: Mapping[str, int] = {
     "invalid_request": 400,
     "wrong_task": 400,
@@ -92,7 +94,10 @@ def unavailable(code: str, message: str, retry_after: int = 1) -> ApiError:
 
 
 def error_body(code: str, message: str, param: str | None = None) -> dict[str, Any]:
+    """Of what was sent, however long, a message has a part: `MOST_CHARACTERS` in all."""
     kind = "invalid_request_error" if CODES[code] < 500 else "server_error"
+    if len(message) > MOST_CHARACTERS:
+        message = f"{message[: MOST_CHARACTERS - 4]} ..."
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 

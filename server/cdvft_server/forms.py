@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 from fastapi import Request
 from python_multipart.multipart import parse_options_header
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from cdvft_server.bodies import content_type, limited, parse_json
@@ -66,7 +66,15 @@ async def upload_form(request: Request, config: ServeConfig) -> AsyncIterator[Up
         max_part_size=MOST_FIELD_BYTES,
     )
     try:
-        form = await parser.parse()
+        yield _checked((await _parsed(parser)).multi_items(), config)
+    finally:
+        for file in parser._files_to_close_on_error:  # every file, also of a part that the body did not end
+            file.close()
+
+
+async def _parsed(parser: MultiPartParser) -> FormData:
+    try:
+        return await parser.parse()
     except MultiPartException as error:
         if "maximum size" in error.message:
             raise ApiError("too_large", f"a field of the form is larger than {MOST_FIELD_BYTES} bytes") from None
@@ -76,10 +84,6 @@ async def upload_form(request: Request, config: ServeConfig) -> AsyncIterator[Up
         raise unavailable(
             "overloaded", "the server has no room for the files of an upload now", retry_after=5
         ) from None
-    try:
-        yield _checked(form.multi_items(), config)
-    finally:
-        await form.close()
 
 
 def _check_charset(header: str) -> None:

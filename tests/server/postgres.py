@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class Postgres:
     """A server on a unix socket in `folder`, which is short, as a socket's path must be. `stop` and `start` are as a
     user's would be: connections are cut, and what was committed is there again."""
 
-    def __init__(self, bin: Path, folder: Path) -> None:
+    def __init__(self, bin: Path, folder: Path, extra: Mapping[str, str]) -> None:
         self.folder = folder
         self._bin, self._names = bin, itertools.count()
         self._as: dict[str, Any] = {}
@@ -38,7 +38,7 @@ class Postgres:
             shutil.chown(folder, user)
             self._as = {"user": user, "group": _group_of(user), "extra_groups": []}
         self._call("initdb", "-D", "data", "-U", "cdvft", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync")
-        settings = {**FAST, "listen_addresses": "''", "unix_socket_directories": f"'{folder}'"}
+        settings = {**FAST, **extra, "listen_addresses": "''", "unix_socket_directories": f"'{folder}'"}
         with open(folder / "data/postgresql.conf", "a") as file:
             file.writelines(f"{name} = {value}\n" for name, value in settings.items())
 
@@ -101,15 +101,15 @@ def execute(url: str, *statements: str) -> list[tuple[Any, ...]]:
 
 
 @contextmanager
-def running() -> Iterator[Postgres | None]:
-    """None where it is not installed."""
+def running(extra: Mapping[str, str] | None = None) -> Iterator[Postgres | None]:
+    """With these settings beside our own; None where it is not installed."""
     bin = programs()
     if bin is None:
         yield None
         return
     folder = Path(tempfile.mkdtemp(prefix="cdvft-pg-"))
     try:
-        server = Postgres(bin, folder)
+        server = Postgres(bin, folder, extra or {})
         server.start()
         try:
             yield server

@@ -79,7 +79,7 @@ def sample(logits: Tensor, params: SamplingParams, step: int) -> int:
     return min(index, int((total < total[-1]).sum()))  # a draw next to 1 must not step past the last kept token
 
 
-def sample_rows(logits: Tensor, params: Sequence[SamplingParams], steps: Sequence[int]) -> list[int | SamplingError]:
+def sample_rows(logits: Tensor, params: Sequence[SamplingParams], steps: Sequence[int]) -> list[int | Exception]:
     """`sample` for each row of `[R, V]`; greedy rows share one pass. A row that fails gives its error."""
     best, greedy = (column.tolist() for column in logits.max(dim=-1))
     return [
@@ -88,11 +88,11 @@ def sample_rows(logits: Tensor, params: Sequence[SamplingParams], steps: Sequenc
     ]
 
 
-def _sample_row(logits: Tensor, params: SamplingParams, step: int, best: float, greedy: int) -> int | SamplingError:
+def _sample_row(logits: Tensor, params: SamplingParams, step: int, best: float, greedy: int) -> int | Exception:
     try:
         _check(abs(best) < float("inf"))
         return greedy if params.temperature == 0 else sample(logits.cpu(), params, step)
-    except SamplingError as error:
+    except Exception as error:  # of whatever kind: other rows have their tokens
         return error
 
 

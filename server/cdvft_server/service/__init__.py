@@ -4,7 +4,7 @@ from cdvft_server.service.access import KEYLESS_SCOPES, SCOPES, Access, Caller, 
 from cdvft_server.service.admin import Admin
 from cdvft_server.service.catalog import Page
 from cdvft_server.service.classification import Classified, Scored
-from cdvft_server.service.faults import FAULTS, translate
+from cdvft_server.service.faults import FAULTS, is_out_of_memory, translate
 from cdvft_server.service.gauges import Gauges, RouterView
 from cdvft_server.service.generation import Generation, Piece
 from cdvft_server.service.merging import MODES, Mode
@@ -36,6 +36,7 @@ __all__ = [
     "Stored",
     "UploadForm",
     "UsageQuery",
+    "is_out_of_memory",
     "keys_required",
     "translate",
 ]

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 
+import torch
 from cdvft.errors import InvalidAdapter, InvalidData
 from cdvft.errors import TooLarge as AdapterTooLarge
 
@@ -25,7 +26,7 @@ from cdvft_server.exceptions import (
     UnknownTenant,
 )
 
-__all__ = ["FAULTS", "translate"]
+__all__ = ["FAULTS", "is_out_of_memory", "translate"]
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +55,24 @@ FAULTS: Mapping[type[Exception], tuple[str, int | None]] = {
 """Exception -> code and, for a 503, the seconds of Retry-After. A subclass stands before its base."""
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """torch's allocator on the CPU raises a plain RuntimeError."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
 def translate(error: Exception) -> ApiError:
-    """The answer; an unknown exception becomes internal_error, and the log has it."""
+    """The answer; an unknown exception becomes internal_error, and the log has it. Memory that was refused is told from
+    other faults: the client may try again."""
     if isinstance(error, ApiError):
         return error
     for kind, (code, retry_after) in FAULTS.items():
         if isinstance(error, kind):
             return ApiError(code, str(error), retry_after=retry_after)
+    if is_out_of_memory(error):
+        log.error("out of memory: %s", str(error)[:300])
+        message = "the server has no memory for this request now; ask for less at once, or try again"
+        return ApiError("overloaded", message, retry_after=5)
     log.error("unexpected error", exc_info=error)
     return ApiError("internal_error", "an error of the server; its log has the details")
