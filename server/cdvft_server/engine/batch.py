@@ -89,7 +89,7 @@ class Request:
 
     `deliver` is called on the engine thread: Tokens, then exactly one terminal event. `lease` None is the base;
     once `Engine.submit` has returned, the engine owns the lease, and that of `merged` (None: unmerged throughout), and
-    releases them before the terminal event.
+    releases them before the terminal event. `tenant` and its `weight` decide on its share where several compete.
     """
 
     id: str
@@ -99,6 +99,8 @@ class Request:
     lease: Lease | None = None
     sampling: SamplingParams | None = None
     merged: MergedUse | None = None
+    tenant: str = "default"
+    weight: float = 1.0
 
     def release(self) -> None:
         """Give back what the engine owns of it."""

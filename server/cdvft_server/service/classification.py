@@ -62,13 +62,13 @@ class Classifier:
                 adapter_only(target)
             targets = [found[model] for model in body.models]
             encoded = await self._encoding.rows(targets, body.rows, bool(body.truncate))
-            logits, modes = await self._run(targets, encoded, flights, mode)
+            logits, modes = await self._run(tenant, targets, encoded, flights, mode)
         raw = bool(body.raw_scores)
         rows = [_scored(*row, raw) for row in zip(targets, modes, logits, strict=True)]
         return Classified(rows, sum(len(row.ids) for row in encoded))
 
     async def _run(
-        self, targets: Sequence[Target], encoded: Sequence[Encoded], flights: list[Flight], mode: Mode
+        self, tenant: str, targets: Sequence[Target], encoded: Sequence[Encoded], flights: list[Flight], mode: Mode
     ) -> tuple[list[list[float]], list[str]]:
         """The head's outputs for each input, and its mode."""
         inbox = Inbox(self._bridge)
@@ -93,6 +93,7 @@ class Classifier:
                             type_ids=row.type_ids,
                             lease=share,
                             merged=self._merging.share(merged.get(target.digest), shares),
+                            tenant=tenant,
                         )
                     )
                 call.submit(requests)

@@ -100,6 +100,7 @@ class Generation:
 class _Plan:
     """Prompts as ids, each with its max_tokens; `context`: how many ids before an answer decide on its first space."""
 
+    tenant: str
     target: Target
     flights: list[Flight]
     prompts: list[list[int]]
@@ -124,7 +125,7 @@ class Generator:
         with landing_on_error(flights):
             prompts = await self._encoding.prompts(body.prompts)
             limits = [self._limit(ids, body.most_tokens, COMPLETION_TOKENS) for ids in prompts]
-            return await self._start(_Plan(target, flights, prompts, limits, CONTEXT_IDS), body, mode)
+            return await self._start(_Plan(tenant, target, flights, prompts, limits, CONTEXT_IDS), body, mode)
 
     async def chat(self, tenant: str, body: ChatRequest, mode: Mode) -> Generation:
         """As `complete`; the answer may fill the context."""
@@ -133,7 +134,7 @@ class Generator:
         with landing_on_error(flights):
             ids = await self._encoding.chat(target, [message.plain() for message in body.messages])
             limit = self._limit(ids, body.most_tokens, self._engine.context_length)
-            return await self._start(_Plan(target, flights, [ids], [limit], 0), body, mode)
+            return await self._start(_Plan(tenant, target, flights, [ids], [limit], 0), body, mode)
 
     async def _use(self, tenant: str, model: str) -> tuple[Target, list[Flight]]:
         targets, flights = await self._targets.use(tenant, [model])
@@ -185,7 +186,8 @@ class Generator:
                     k, request_id = index // n, f"{call_id}-{index}"
                     sampling = _sampling(body, plan.limits[k], seed + index % n)
                     whole = self._merging.share(merged, shares)
-                    requests.append(Request(request_id, plan.prompts[k], inbox.deliver, None, share, sampling, whole))
+                    ids, deliver = plan.prompts[k], inbox.deliver
+                    requests.append(Request(request_id, ids, deliver, None, share, sampling, whole, plan.tenant))
                     tail = plan.prompts[k][-plan.context :] if plan.context else ()
                     choices[request_id] = _Choice(index, self._tokenizer, tail, body.stops)
                 call.submit(requests)
