@@ -132,6 +132,21 @@ def test_a_large_request_is_not_starved_by_small_ones_of_other_tenants():
                 scheduler.add(sequence(own.request.tenant, 20, 12))
 
 
+def test_ever_new_tenants_do_not_starve_one_that_waits():
+    """They start where it is, and among equals who waited longest goes first."""
+    scheduler, old, steps = Scheduler(None, 64), sequence("old", 32), 0
+    scheduler.add(sequence("old", 32))
+    advance(scheduler, scheduler.schedule())
+    scheduler.add(old)
+    while not old.ended:
+        steps += 1
+        assert steps <= 3 * SAVED
+        for n in range(4):  # more than a batch has room for
+            scheduler.add(sequence(f"new {steps} {n}", 32))
+        advance(scheduler, scheduler.interrupt())
+        advance(scheduler, scheduler.schedule())
+
+
 def test_a_tenants_own_head_is_never_overtaken():
     scheduler = Scheduler(SpanAllocator(100), 256)
     first, large, small = sequence("a", 40, 40), sequence("b", 60, 30), sequence("b", 1, 1)
