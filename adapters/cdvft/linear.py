@@ -105,6 +105,16 @@ class AdapterContext:
         finally:
             self._local.plan, self._local.merged = None, ()
 
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Another batch may be active inside the block, in the middle of the one that is; then that one goes on."""
+        before = getattr(self._local, "plan", None), self.merged
+        self._local.plan, self._local.merged = None, ()
+        try:
+            yield
+        finally:
+            self._local.plan, self._local.merged = before
+
     @property
     def merged(self) -> Sequence[MergedRun]:
         return getattr(self._local, "merged", ())

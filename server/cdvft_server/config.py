@@ -98,6 +98,9 @@ class ServeConfig(BaseSettings):
         (), description="More names that a Host header may have without keys (a variable has several with ',')"
     )
     max_batch_tokens: PositiveInt = Field(2048, description="Tokens of one forward pass")
+    scheduling: Literal["fair", "fifo"] = Field(
+        "fair", description="Whose requests go first: fair between tenants, or fifo: in order of arrival"
+    )
     kernel: Literal["auto", "native", "triton", "torch"] = Field(
         "auto", description="CDVFT's fast path: C on the CPU, Triton on CUDA, torch where neither can run"
     )

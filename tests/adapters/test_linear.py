@@ -113,6 +113,27 @@ def test_contexts_do_not_nest_and_clear_on_exceptions() -> None:
             pass
 
 
+def test_another_batch_may_run_while_one_is_suspended() -> None:
+    context = AdapterContext()
+    layer = AdaptedLinear(nn.Linear(SITE.d_in, SITE.d_out), SITE, context)
+    x = torch.randn(3, SITE.d_in)
+    first, second = [BANKS[0].slice(0, [(2, 3)])], [BANKS[0].slice(0, [(1, 3)])]
+    with torch.no_grad():
+        with context.activate(second):
+            expected = layer(x)
+        with context.activate(first):
+            before = layer(x)
+            with context.suspended():
+                assert torch.equal(layer(x), layer.linear(x))
+                with context.activate(second):
+                    assert torch.equal(layer(x), expected)
+            assert torch.equal(layer(x), before)
+            with pytest.raises(KeyError), context.suspended():
+                raise KeyError
+            assert torch.equal(layer(x), before)
+    assert not torch.equal(before, expected)
+
+
 def test_a_context_belongs_to_its_thread() -> None:
     context = AdapterContext()
     layer = AdaptedLinear(nn.Linear(SITE.d_in, SITE.d_out), SITE, context)

@@ -21,6 +21,7 @@ from cdvft_server.bench.settings import Settings
 from cdvft_server.bench.timing import Lap, Side, in_turn
 from transformers.utils.logging import disable_progress_bar
 
+from tests.bench.fairness import bases, compare
 from tests.bench.training import TrainingSteps
 from tests.e2e import inputs
 
@@ -55,6 +56,18 @@ def training(runs: int) -> Iterator[dict[str, Any]]:
         yield {"case": "training", "what": f"padded loop over ours, {what}", **times}
 
 
+def fairness(runs: int) -> Iterator[dict[str, Any]]:
+    """A flooding tenant and one that sends a request now and then: latencies over those of an idle engine (`fair`,
+    `fifo`), and throughput fair over fifo.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the thread whose time is taken
+    with bases() as cases:
+        for case in cases:
+            yield {"case": "fairness", "what": case.name, **compare(case, runs)}
+    torch.set_num_threads(threads)
+
+
 def _lap(work: Callable[[], None]) -> Side:
     def lap(_: int) -> Lap:
         start = time.perf_counter()
@@ -72,7 +85,7 @@ def _times(first: Side, second: Side, runs: int) -> dict[str, float]:
     return {**shown, "ratio": round(timed["first"].ratio_to(timed["second"]), 3)}
 
 
-CASES = {"methods": methods, "training": training}
+CASES = {"methods": methods, "training": training, "fairness": fairness}
 
 
 def main() -> None:

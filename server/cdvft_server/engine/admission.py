@@ -36,7 +36,7 @@ class Limits:
 
     def check(self, request: Request) -> None:
         """Raises RequestRefused."""
-        refusal = self._ids(request) or self._types(request) or self._purpose(request)
+        refusal = self._ids(request) or self._types(request) or self._purpose(request) or _tenant(request)
         if refusal is None and request.sampling is not None:
             refusal = _sampling(request.sampling)
         refusal = refusal or self._length(request)
@@ -83,6 +83,15 @@ class Limits:
             "max_tokens",
             f"{prompt} prompt tokens and max_tokens {answer} exceed the context of {self.context}",
         )
+
+
+def _tenant(request: Request) -> tuple[str, str] | None:
+    if not isinstance(request.tenant, str) or not request.tenant:
+        return "tenant", f"the tenant must be a name, it is {request.tenant!r}"
+    weight = request.weight
+    if not isinstance(weight, int | float) or isinstance(weight, bool) or not (math.isfinite(weight) and weight > 0):
+        return "weight", f"the tenant's weight must be a finite number above 0, it is {weight!r}"
+    return None
 
 
 def _sampling(params: SamplingParams) -> tuple[str, str] | None:

@@ -90,7 +90,7 @@ class Request:
 
     `deliver` is called on the engine thread: Tokens, then exactly one terminal event. `lease` None is the base;
     once `Engine.submit` has returned, the engine owns the lease, and that of `merged` (None: unmerged throughout), and
-    releases them before the terminal event.
+    releases them before the terminal event. `tenant` and its `weight` decide on its share where several compete.
     """
 
     id: str
@@ -101,6 +101,8 @@ class Request:
     sampling: SamplingParams | None = None
     merged: MergedUse | None = None
     times: Times = field(default_factory=Times)
+    tenant: str = "default"
+    weight: float = 1.0
 
     def release(self) -> None:
         """Give back what the engine owns of it."""

@@ -15,7 +15,7 @@ from cdvft_server.engine.meters import Meters
 from cdvft_server.engine.pool import AdapterPool
 from cdvft_server.engine.runners import Output, Runner
 from cdvft_server.engine.sampling import sample_rows
-from cdvft_server.engine.scheduler import Scheduler
+from cdvft_server.engine.scheduler import Scheduler, Share
 from cdvft_server.engine.scoring import accumulate, score
 
 __all__ = ["Core", "Counters"]
@@ -37,7 +37,8 @@ class Counters:
 
 
 class Core:
-    """`forget(request_id)` is called as a request ends, before its last event."""
+    """`forget(request_id)` is called as a request ends, before its last event; `let_in()` in each layer of a batch: it
+    may add to the scheduler who has arrived."""
 
     def __init__(
         self,
@@ -45,19 +46,21 @@ class Core:
         pool: AdapterPool,
         runner: Runner,
         scheduler: Scheduler,
+        *,
         forget: Callable[[str], None],
+        let_in: Callable[[], None] = lambda: None,
     ) -> None:
         self.backbone, self.pool, self.runner, self.scheduler = backbone, pool, runner, scheduler
         self.counters = Counters()
         self.meters = Meters()
-        self._forget = forget
+        self._forget, self._let_in = forget, let_in
 
     def step(self) -> None:
         """One packed forward pass and what follows from it. Needs work."""
-        batch = self._schedule()
-        with self.meters.step(batch):
-            for own, output in self._run(batch):
-                self._advance(own, output)
+        shares = self.scheduler.schedule()
+        if not shares:
+            raise RuntimeError("there is work, but nothing of it fits a batch")
+        self._take(shares, self._between)
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         self._end(sequence, Finished(sequence.request.id, reason))
@@ -65,27 +68,35 @@ class Core:
     def fail(self, sequence: Sequence, error: Exception) -> None:
         self._end(sequence, Failed(sequence.request.id, error))
 
-    def _schedule(self) -> Batch:
-        shares = self.scheduler.schedule()
-        if not shares:
-            raise RuntimeError("there is work, but nothing of it fits a batch")
+    def _take(self, shares: list[Share], between: Callable[[], None] | None) -> None:
         placements = self.pool.placements([sequence.request.lease for sequence, _ in shares])
-        return Batch.pack((*share, placement) for share, placement in zip(shares, placements, strict=True))
+        batch = Batch.pack((*share, placement) for share, placement in zip(shares, placements, strict=True))
+        with self.meters.step(batch):
+            for own, output in self._run(batch, between):
+                self._advance(own, output)
 
-    def _run(self, batch: Batch) -> list[tuple[Batch, Output]]:
+    def _between(self) -> None:
+        """In the middle of a batch: who uses little need not wait for its end."""
+        self._let_in()
+        shares = self.scheduler.interrupt()
+        if shares:
+            with self.runner.context.suspended():
+                self._take(shares, None)
+
+    def _run(self, batch: Batch, between: Callable[[], None] | None) -> list[tuple[Batch, Output]]:
         """The batch's output; if it fails, each segment's by itself, so that only the culprit ends."""
         self.counters.batches += 1
         self.counters.tokens += batch.num_tokens
         self.counters.unmerged += sum(own.stop - own.start for own in batch.slices)
         self.counters.merged += sum(run.stop - run.start for run in batch.merged)
         try:
-            return [(batch, self.runner.run(batch))]
+            return [(batch, self.runner.run(batch, between))]
         except Exception as error:
             if len(batch.segments) == 1:
                 self.fail(batch.segments[0].sequence, error)
                 return []
         self.counters.retried += 1
-        return [result for own in batch.alone() for result in self._run(own)]
+        return [result for own in batch.alone() for result in self._run(own, between)]
 
     def _advance(self, batch: Batch, output: Output) -> None:
         sampled = [segment.sequence for segment in batch.sampled]

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TypeVar
 
 import torch
 from cdvft.backbone import Backbone
-from cdvft.kernels import Choice, Wanted, machine_choice
+from cdvft.kernels import Choice, machine_choice
 from cdvft.linear import AdapterContext, adapt
 from cdvft.prepared import PreparedAdapter
 
@@ -21,52 +21,18 @@ from cdvft_server.engine.admission import Draining, Limits, QueueFull, RequestRe
 from cdvft_server.engine.allowlist import refuse_unsupported
 from cdvft_server.engine.attention import ATTENTION
 from cdvft_server.engine.batch import Request, Sequence
-from cdvft_server.engine.core import Core, Counters
+from cdvft_server.engine.config import EngineConfig, EngineStats, longest_input, make_arena
+from cdvft_server.engine.core import Core
 from cdvft_server.engine.costs import CostModel, fit_costs
-from cdvft_server.engine.kv import KvArena
+from cdvft_server.engine.pace import ACCELERATOR, CPU
 from cdvft_server.engine.pool import AdapterPool
 from cdvft_server.engine.proof import probe_adapter, prove_packing
-from cdvft_server.engine.runners import Runner, kv_arena, kv_shape
+from cdvft_server.engine.runners import Runner
 from cdvft_server.engine.scheduler import Scheduler
 
 __all__ = ["Engine", "EngineConfig", "EngineStats"]
 
 T = TypeVar("T")
-
-KV_BYTES = 1 << 30  # default memory for keys and values on the CPU
-KV_SHARE = 0.4  # and on an accelerator: of what is free
-KV_CONTEXTS = 64  # but never more than this many whole contexts by default
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """`context_length` None: the base's longest input. `kv_tokens` None: what 1 GiB holds on the CPU (40% of the free
-    memory on an accelerator), at most 64 contexts; a context longer than the arena is served up to the arena's size.
-    `threads`: of torch, in the engine's thread alone; None: as many as everywhere else. `fit_costs`: measure the cost
-    model at start. `kernel`: CDVFT's fast path, by `cdvft.kernels`."""
-
-    max_batch_tokens: int = 2048
-    context_length: int | None = None
-    kv_tokens: int | None = None
-    max_queue: int = 1024
-    threads: int | None = None
-    fit_costs: bool = False
-    kernel: Wanted = "auto"
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if isinstance(value, int) and name != "fit_costs" and value < 1:
-                raise ValueError(f"{name} must be at least 1, it is {value}")
-
-
-@dataclass
-class EngineStats(Counters):
-    """Gauges beside the counters. Encoders have no KV: both sizes are 0."""
-
-    waiting: int = 0
-    running: int = 0
-    kv_tokens_used: int = 0
-    kv_tokens_total: int = 0
 
 
 class Engine:
@@ -76,16 +42,22 @@ class Engine:
         """Adapts the backbone's layers in place. Raises UnsupportedBase where the allow-list refuses its config."""
         self.config = config or EngineConfig()
         self.backbone = backbone
-        longest = _longest(backbone, self.config)
-        self._arena = _arena(backbone, self.config, longest)
+        longest = longest_input(backbone, self.config)
+        self._arena = make_arena(backbone, self.config, longest)
         self.context_length = longest if self._arena is None else min(longest, self._arena.size)
         refuse_unsupported(backbone, self.context_length)
         self._context = AdapterContext(self.config.kernel)
         adapt(backbone.model, backbone.info.sites, self._context)
         backbone.model.config._attn_implementation = ATTENTION
         self._limits = _limits(backbone, self.context_length)
-        self._scheduler = Scheduler(self._arena, self.config.max_batch_tokens)
-        self._core = Core(backbone, pool, Runner(backbone, self._context, self._arena), self._scheduler, self._forget)
+        self._scheduler = Scheduler(
+            self._arena,
+            self.config.max_batch_tokens,
+            fair=self.config.scheduling == "fair",
+            sizes=CPU if backbone.device.type == "cpu" else ACCELERATOR,
+        )
+        runner = Runner(backbone, self._context, self._arena)
+        self._core = Core(backbone, pool, runner, self._scheduler, forget=self._forget, let_in=self._let_in)
         self.meters = self._core.meters
         self._changed = threading.Condition()  # guards what follows
         self._live: dict[str, Sequence] = {}
@@ -251,16 +223,23 @@ class Engine:
                 or self._deadline is not None
             ):
                 self._changed.wait()
-            for sequence in self._arrivals:
-                self._scheduler.add(sequence)
             cancelled, calls = self._cancelled, self._calls
-            self._arrivals, self._cancelled, self._calls = [], [], []
+            self._cancelled, self._calls = [], []
             deadline = self._deadline
+        self._let_in()
         for sequence in cancelled:
             self._core.finish(sequence, "cancelled")
         for call in calls:
             call()
         return deadline is None or (self._scheduler.has_work and time.monotonic() < deadline)
+
+    def _let_in(self) -> None:
+        if not self._arrivals:  # in each layer of a batch; what comes a moment later is seen in the next
+            return
+        with self._changed:
+            for sequence in self._arrivals:
+                self._scheduler.add(sequence)
+            self._arrivals = []
 
     def _cancel_rest(self) -> None:
         with self._changed:
@@ -278,21 +257,3 @@ def _limits(backbone: Backbone, context_length: int) -> Limits:
     config = backbone.config
     types = getattr(config, "type_vocab_size", 0)
     return Limits(backbone.info.family.kind, config.vocab_size, types, context_length)
-
-
-def _longest(backbone: Backbone, config: EngineConfig) -> int:
-    longest = backbone.info.max_length
-    if config.context_length is not None and config.context_length > longest:
-        raise ValueError(f"context_length must be at most the base's {longest}, it is {config.context_length}")
-    return config.context_length or longest
-
-
-def _arena(backbone: Backbone, config: EngineConfig, context: int) -> KvArena | None:
-    """`kv_tokens`, or what the default memory holds (see EngineConfig)."""
-    if config.kv_tokens is not None:
-        return kv_arena(backbone, config.kv_tokens)
-    memory = KV_BYTES
-    if backbone.device.type == "cuda":
-        memory = int(torch.cuda.mem_get_info(backbone.device)[0] * KV_SHARE)
-    fitting = memory // KvArena.token_bytes(dtype=backbone.dtype, **kv_shape(backbone))
-    return kv_arena(backbone, min(fitting, KV_CONTEXTS * context))

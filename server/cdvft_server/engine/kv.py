@@ -34,15 +34,18 @@ class SpanAllocator:
     def free_spans(self) -> list[Span]:
         return list(self._free)
 
-    def can_reserve(self, length: int) -> bool:
-        return any(span.length >= length for span in self._free)
+    def can_reserve(self, length: int, below: int | None = None) -> bool:
+        """Whether so many contiguous tokens are free, of the arena's first `below` (None: of all)."""
+        end = self.size if below is None else below
+        return any(min(span.stop, end) - span.start >= length for span in self._free)
 
-    def reserve(self, length: int) -> Span:
+    def reserve(self, length: int, below: int | None = None) -> Span:
         """The lowest `length` contiguous tokens. Raises ValueError where `can_reserve` says no."""
+        end = self.size if below is None else below
         if length < 1:
             raise ValueError(f"a span has at least one token, not {length}")
         for i, free in enumerate(self._free):
-            if free.length >= length:
+            if min(free.stop, end) - free.start >= length:
                 rest = Span(free.start + length, free.length - length)
                 self._free[i : i + 1] = [rest] if rest.length else []
                 span = Span(free.start, length)

@@ -41,9 +41,10 @@ class Times:
 
 
 class Meters:
-    """Since the start, of all requests."""
+    """Since the start, of all requests. A step may run in the middle of another, whose time does not have it."""
 
     def __init__(self) -> None:
+        self._within = 0.0  # seconds of the steps in the middle of the one that runs
         self.queue = Histogram(SECONDS)
         self.first_token = Histogram(SECONDS)
         self.token = Histogram(STEPS)
@@ -55,7 +56,8 @@ class Meters:
     @contextmanager
     def step(self, batch: "Batch") -> Iterator[None]:
         """Around one batch's forward pass and all that follows from it."""
-        began = perf_counter()
+        began, before = perf_counter(), self._within
+        self._within = 0.0
         for segment in batch.segments:
             times = segment.sequence.request.times
             times.stepping = True
@@ -65,7 +67,8 @@ class Meters:
         try:
             yield
         finally:
-            took = perf_counter() - began
+            whole = perf_counter() - began
+            took, self._within = whole - self._within, before + whole
             share = took / batch.num_tokens
             for segment in batch.segments:
                 times = segment.sequence.request.times

@@ -5,7 +5,7 @@ Knows models and devices; no requests' lives, no sampling. What differs by famil
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
@@ -41,15 +41,16 @@ class Runner:
         self._first_position = config.pad_token_id + 1 if backbone.info.family.pads_first else 0
 
     @torch.inference_mode()
-    def run(self, batch: Batch) -> Output:
-        """The whole forward pass of one batch; the arena then holds its keys and values."""
+    def run(self, batch: Batch, between: Callable[[], None] | None = None) -> Output:
+        """The whole forward pass of one batch; the arena then holds its keys and values. `between` is called in each
+        layer, and may run other sequences' batches while this one's adapters are suspended."""
         with self.context.activate(batch.slices, batch.merged):
             hidden = self.backbone.model(
                 input_ids=self._packed(batch, lambda s: s.ids),
                 position_ids=self._packed(batch, self._positions),
                 attention_mask=None,
                 use_cache=False,
-                packed=self._plan(batch),
+                packed=replace(self._plan(batch), between=between),
                 **self._type_ids(batch),
             ).last_hidden_state[0]
         rows = [segment.stop - 1 for segment in batch.sampled]

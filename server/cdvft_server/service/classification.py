@@ -97,6 +97,8 @@ class Classifier:
                             type_ids=row.type_ids,
                             lease=share,
                             merged=self._merging.share(merged.get(target.key), shares),
+                            tenant=caller.tenant,
+                            weight=caller.weight,
                         )
                         account = target.account(caller.tenant, self._base.digest)
                         used.append(Part(request, account, target.public))

@@ -202,13 +202,20 @@ class Generator:
                 leases.callback(lease.release)
                 merged = await self._merging.use(row, lease, mode, n * plan.prompt_tokens, leases)
             for index, share in enumerate(self._residency.shares(lease, len(plan.prompts) * n, shares)):
-                k, request_id = index // n, f"{call_id}-{index}"
-                sampling = _sampling(body, plan.limits[k], seed + index % n)
-                whole = self._merging.share(merged, shares)
-                request = Request(request_id, plan.prompts[k], inbox.deliver, None, share, sampling, whole)
+                k = index // n
+                request = Request(
+                    f"{call_id}-{index}",
+                    plan.prompts[k],
+                    inbox.deliver,
+                    lease=share,
+                    sampling=_sampling(body, plan.limits[k], seed + index % n),
+                    merged=self._merging.share(merged, shares),
+                    tenant=plan.caller.tenant,
+                    weight=plan.caller.weight,
+                )
                 used.append(Part(request, account, plan.target.public, counts_prompt=index % n == 0))
                 tail = plan.prompts[k][-plan.context :] if plan.context else ()
-                choices[request_id] = _Choice(index, self._tokenizer, tail, body.stops)
+                choices[request.id] = _Choice(index, self._tokenizer, tail, body.stops)
             call.submit(used)
             shares.pop_all()
         return Generation(plan.target, mode_of(used[0].request), call, choices, charge)

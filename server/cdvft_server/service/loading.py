@@ -55,6 +55,7 @@ def make_engine(config: ServeConfig, backbone: Backbone, pool: AdapterPool, thre
         max_queue=config.max_queue + max(config.max_classify_rows, config.max_sequences),
         threads=threads,
         kernel=config.kernel,
+        scheduling=config.scheduling,
         fit_costs=config.merged_memory != 0,
     )
     try:

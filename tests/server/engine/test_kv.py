@@ -58,3 +58,14 @@ def test_a_span_has_at_least_one_token():
 
 def test_an_empty_arena_reserves_nothing():
     assert not SpanAllocator(0).can_reserve(1)
+
+
+def test_a_span_below_a_limit_leaves_the_end_free():
+    spans = SpanAllocator(SIZE)
+    assert spans.reserve(40, below=60) == Span(0, 40)
+    assert not spans.can_reserve(21, below=60)
+    with pytest.raises(ValueError, match="can_reserve"):
+        spans.reserve(21, below=60)
+    assert spans.reserve(20, below=60) == Span(40, 20)
+    assert not spans.can_reserve(1, below=60)
+    assert spans.reserve(4) == Span(60, 4)
