@@ -141,7 +141,7 @@ def test_a_delete_hides_at_once_and_waits_for_who_uses_it(decoder: Fleet) -> Non
     chunks = [json.loads(line[6:]) for line in texts if line.startswith("data: {")]
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == alone
     assert stream.headers["x-adapter-digest"] == digest
-    assert not pool.is_resident(digest)
+    assert not pool.is_resident(f"default/{digest}")
 
 
 def test_a_delete_does_not_wait_for_ever(tiny_server: Any) -> None:
@@ -173,7 +173,7 @@ def test_a_memory_that_is_all_in_use(llama: Backbone, tiny_server: Any) -> None:
         put(fleet, f"n{seed}", seed)
     pool = fleet.live.service._parts.pool
     assert fleet.live.complete("n0").status_code == 200
-    lease = pool.acquire(fleet.live.get("/v1/adapters/n0").json()["digest"])
+    lease = pool.acquire("default/" + fleet.live.get("/v1/adapters/n0").json()["digest"])
     assert lease is not None
     refused = fleet.live.complete("n1")
     assert (refused.status_code, error_of(refused)["code"]) == (503, "overloaded")
