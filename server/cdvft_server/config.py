@@ -65,7 +65,8 @@ class ServeConfig(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on")
     database: str = Field(
         default_factory=_default_database,
-        description="sqlite:////abs/path/store.db; else store.db in $XDG_DATA_HOME/cdvft (~/.local/share/cdvft)",
+        description="sqlite:////abs/path/store.db or postgresql://user@host:port/db; else store.db in "
+        "$XDG_DATA_HOME/cdvft (~/.local/share/cdvft)",
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -107,6 +108,9 @@ class ServeConfig(BaseSettings):
     drain_seconds: NonNegativeFloat = Field(30.0, description="How long running requests may go on at shutdown")
     delete_wait_seconds: NonNegativeFloat = Field(
         30.0, le=30.0, description="How long a delete waits for requests in flight"
+    )
+    stale_seconds: NonNegativeFloat = Field(
+        60.0, le=60.0, description="How long a name's last resolution is used while the database is away"
     )
     pool_wait_seconds: NonNegativeFloat = Field(
         5.0, description="How long a request waits for room in a full adapter memory"

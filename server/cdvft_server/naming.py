@@ -16,6 +16,7 @@ __all__ = [
     "Selector",
     "Version",
     "check_name",
+    "is_name",
     "parse_model",
     "parse_version",
 ]
@@ -82,6 +83,11 @@ def check_name(kind: Literal["adapter", "alias", "tenant"], value: str) -> str:
             f"alias {value!r} is a number, which would read as a version; use a name such as 'production'"
         )
     return value
+
+
+def is_name(value: str) -> bool:
+    """Whether an adapter or a tenant can have this name."""
+    return NAME.fullmatch(value) is not None
 
 
 def parse_version(text: str) -> int | None:

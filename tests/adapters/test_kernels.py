@@ -116,7 +116,9 @@ def test_lengths_that_no_plan_has() -> None:
 )
 def test_what_the_kernel_leaves_to_torch(spec: CdvftSpec, reason: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cdvft.kernels.choice.machine_choice", lambda *_: Choice("triton", "it is so"))
-    chosen = _choose.__wrapped__(torch.device("cpu"), bank(spec)[1], spec.num_factors, "auto")
+    tables, layout = bank(spec)
+    blocks = tables["spectrum"].shape[-3]
+    chosen = _choose.__wrapped__(torch.device("cpu"), layout, blocks, spec.num_factors, "auto")
     assert chosen.name == ("torch" if reason else "triton")
     assert (reason or "") in chosen.reason
 
@@ -134,11 +136,11 @@ def test_a_cpu_takes_native_or_torch() -> None:
     assert bool(torch.count_nonzero(y)) is native
 
 
-def test_without_the_compiled_library_torch_serves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cdvft.kernels.choice.library", lambda: None)
+@pytest.mark.parametrize("lacking", ["native.c was not compiled: no C compiler at install", "this torch has no MKL"])
+def test_without_the_compiled_library_or_mkl_torch_serves(lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cdvft.kernels.choice.missing", lambda: lacking)
     for wanted in ("auto", "native"):
-        chosen = machine_choice.__wrapped__(torch.device("cpu"), wanted)
-        assert chosen == Choice("torch", "native.c was not compiled: no C compiler at install")
+        assert machine_choice.__wrapped__(torch.device("cpu"), wanted) == Choice("torch", lacking)
     assert "is for the CPU" in machine_choice.__wrapped__(torch.device("cuda", 0), "native").reason
 
 

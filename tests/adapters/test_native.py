@@ -1,18 +1,20 @@
-"""native.c around torch's FFTs against the dense definition in float64: grids, padding, mixed rows, both dtypes."""
+"""native.c with MKL's FFTs against the dense definition in float64: grids, padding, mixed rows, both dtypes."""
 
-from unittest.mock import patch
+import ctypes
+import gc
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from cdvft.kernels import native
-from cdvft.kernels.native import add_native, library
+from cdvft.kernels.native import add_native, library, missing, plans
 from cdvft.methods.cdvft import Cdvft, CdvftSpec
 from cdvft.site import Site
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 METHOD = Cdvft()
-pytestmark = pytest.mark.skipif(library() is None, reason="native.c was not compiled: no C compiler at install")
+pytestmark = pytest.mark.skipif(library() is None, reason=str(missing()))
 
 sizes = st.integers(1, 24)
 tokens = st.sampled_from([0, 1, 2, 7, 33, 255, 256, 259])
@@ -43,14 +45,80 @@ def test_each_token_gets_its_own_adapters_change(shape, grid: str, count: int, s
     x, y = torch.randn(count, d_in, generator=generator), torch.randn(count, d_out, generator=generator)
     rows = torch.randint(0, 4, (count,), generator=generator)
     expected = y.double() + torch.einsum("toi,ti->to", bank.dense[rows], x.double())
-    before = torch.get_num_threads()
+    before, parallel = torch.get_num_threads(), native.PARALLEL
     torch.set_num_threads(threads)
+    native.PARALLEL = 1
     try:
-        with patch.object(native, "ELEMENTS", 1500):  # several chunks
-            add_native(x, y, rows, bank.tables, bank.layout)
+        add_native(x, y, rows, bank.tables, bank.layout)
     finally:
         torch.set_num_threads(before)
+        native.PARALLEL = parallel
     torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("p", [1, 2, 3, 67, 127, 384, 768, 1009, 1024, 2053])
+def test_lengths_of_every_kind(p: int) -> None:
+    """Powers of two, products, primes."""
+    generator = torch.Generator().manual_seed(p)
+    site = Site("layer", p, p)
+    bank = Bank(site, CdvftSpec(p), generator)
+    x, y = torch.randn(6, p, generator=generator), torch.randn(6, p, generator=generator)
+    rows = torch.tensor([1, 2, 3, 3, 2, 1])
+    expected = y.double() + torch.einsum("toi,ti->to", bank.dense[rows], x.double())
+    add_native(x, y, rows, bank.tables, bank.layout)
+    assert float((y.double() - expected).norm() / expected.norm()) < 1e-6
+
+
+def test_a_tokens_result_does_not_depend_on_its_batch() -> None:
+    generator = torch.Generator().manual_seed(9)
+    bank = Bank(Site("layer", 96, 64), CdvftSpec(32), generator)
+    x, y = torch.randn(700, 96, generator=generator), torch.randn(700, 64, generator=generator)
+    rows = torch.randint(0, 4, (700,), generator=generator)
+    alone = y.clone()
+    add_native(x, y, rows, bank.tables, bank.layout)
+    for t in range(0, 700, 35):
+        add_native(x[t : t + 1], alone[t : t + 1], rows[t : t + 1], bank.tables, bank.layout)
+        assert torch.equal(alone[t], y[t])
+
+
+def test_plans_are_shared_by_threads() -> None:
+    generator = torch.Generator().manual_seed(10)
+    bank = Bank(Site("layer", 64, 64), CdvftSpec(64), generator)
+    x, rows = torch.randn(200, 64, generator=generator), torch.randint(0, 4, (200,), generator=generator)
+
+    def run(_: int) -> torch.Tensor:
+        y = torch.zeros(200, 64)
+        add_native(x, y, rows, bank.tables, bank.layout)
+        return y
+
+    with ThreadPoolExecutor(8) as pool:
+        first, *others = pool.map(run, range(64))
+    assert all(torch.equal(first, other) for other in others)
+
+
+def test_plans_end_with_their_last_use() -> None:
+    freed = []
+    real = library()
+    assert real is not None
+
+    class Counting:
+        cdvft_plan = real.cdvft_plan
+
+        def cdvft_free(self, plan: ctypes.c_void_p) -> None:
+            freed.append(plan)
+            real.cdvft_free(plan)
+
+    made = native.Plans(Counting(), 24, 2, 3)  # type: ignore[arg-type]
+    both = [made.forward, made.inverse]
+    del made
+    gc.collect()
+    assert sorted(freed) == sorted(both)
+
+
+def test_a_length_that_mkl_refuses_is_torchs() -> None:
+    with pytest.raises(ValueError, match="no real FFT of length 0"):
+        native.Plans(library(), 0, 1, 1)  # type: ignore[arg-type]
+    assert plans.__wrapped__(0, 1, 1) is None
 
 
 def test_a_large_site_in_several_threads() -> None:

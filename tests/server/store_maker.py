@@ -1,10 +1,13 @@
 """Uploads for store tests: real bytes, digests of their own, no tensors."""
 
 import hashlib
+import shutil
 from pathlib import Path
 
+import pytest
 from cdvft.files import AdapterFiles
 from cdvft_server.store import NewVersion, Store, VersionRow
+from cdvft_server.store.schema import MIGRATIONS
 
 ME = "default"
 BASE = "sha256:" + "b" * 64
@@ -32,3 +35,12 @@ def new(text: str, base: str = BASE, *, size: int = 100, template: bytes | None 
 
 def put(store: Store, name: str, text: str, tenant: str = ME, base: str = BASE, **options: object) -> VersionRow:
     return store.put_version(tenant, name, new(text, base), **options)[0]
+
+
+def older_migrations(folder: Path, version: str, patch: pytest.MonkeyPatch) -> None:
+    """From here on, the migrations up to this one are all there are."""
+    shutil.copytree(MIGRATIONS, folder)
+    for path in (folder / "versions").glob("*.py"):
+        if path.name[:4] > version:
+            path.unlink()
+    patch.setattr("cdvft_server.store.schema.MIGRATIONS", folder)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from cdvft_server.config import OTHER_VARIABLES, ServeConfig, unused_variables
-from cdvft_server.store.database import sqlite_url
+from cdvft_server.store.urls import database_url
 from pydantic import ValidationError
 
 
@@ -93,7 +93,11 @@ def test_what_is_refused(options: dict[str, object]) -> None:
 
 def test_a_database_that_is_advertised_is_served() -> None:
     told = re.findall(r"\w+:/+[^; ]+", ServeConfig.model_fields["database"].description or "")
-    assert [sqlite_url(url).database for url in told] == ["/abs/path/store.db"]
+    found = [database_url(url.replace("port", "5432")) for url in told]
+    assert [(url.get_backend_name(), url.database) for url in found] == [
+        ("sqlite", "/abs/path/store.db"),
+        ("postgresql", "db"),
+    ]
 
 
 def test_variables_of_other_commands_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,5 @@
-import sqlite3
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from cdvft.files import AdapterFiles
@@ -9,14 +7,15 @@ from cdvft_server.exceptions import AmbiguousDigest, Conflict, NotFound
 from cdvft_server.naming import AdapterRef, Alias, DigestPrefix, Latest, Selector, Version
 from cdvft_server.store import NewVersion, Store, Upload, VersionRow
 
-from tests.server.store_maker import BASE, CONFIG, ME, OTHER_BASE, digest_of, new, put, url_of
+from tests.server.postgres import execute
+from tests.server.store_maker import BASE, CONFIG, ME, OTHER_BASE, digest_of, new, put
 
 YOU = "you"
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store.open(url_of(tmp_path))
+def store(store_url: str) -> Iterator[Store]:
+    opened = Store.open(store_url)
     yield opened
     opened.close()
 
@@ -57,11 +56,11 @@ def test_a_row_tells_everything(store: Store) -> None:
     assert store.files(row.id) == content.files
 
 
-def test_it_is_all_there_after_reopening(tmp_path: Path) -> None:
-    store = Store.open(url_of(tmp_path))
+def test_it_is_all_there_after_reopening(store_url: str) -> None:
+    store = Store.open(store_url)
     row = put(store, "poet", "one", alias="prod")
     store.close()
-    store = Store.open(url_of(tmp_path))
+    store = Store.open(store_url)
     assert resolve(store, "poet", Alias("prod")) == row
     assert store.files(row.id) == new("one").files
     assert put(store, "poet", "two").version == 2
@@ -120,6 +119,30 @@ class TestVersions:
         store.delete(ME, "poet", None, BASE)
         row = put(store, "poet", "five")
         assert (row.public, row.description) == (False, None)
+
+
+class TestTexts:
+    ODD = "é \U0001f600 \x01 \u2028 '"
+
+    def test_any_text_comes_back(self, store: Store) -> None:
+        """JSON holds everything; a description what a form can bring, but no NUL."""
+        summary = {"template": f"{self.ODD}\0", "labels": ["\ud800", "\0"]}
+        content = NewVersion(new("x").files, digest_of("x"), BASE, ["\0", "\udfff", self.ODD], summary)
+        row, _ = store.put_version(ME, "poet", content, description=self.ODD)
+        assert store.get(ME, "poet", BASE) == row
+        assert (row.summary, row.form_labels, row.description) == (summary, content.form_labels, self.ODD)
+
+    @pytest.mark.parametrize("name", ["\0", "a\0", "\ud800", "", "é", "x" * 1000])
+    def test_names_that_nothing_can_have(self, store: Store, name: str) -> None:
+        for call in (store.get, store.list_versions):
+            with pytest.raises(NotFound):
+                call(ME, name, BASE)
+        with pytest.raises(NotFound):
+            store.set_alias(ME, name, "prod", 1, BASE)
+        with pytest.raises(NotFound):
+            store.delete(ME, name, None, BASE)
+        with pytest.raises(NotFound):
+            store.list_adapters(ME, BASE, 1, name)
 
 
 class TestResolve:
@@ -310,21 +333,21 @@ class TestDelete:
         with pytest.raises(NotFound, match="'poet'"):
             store.delete(ME, "poet", version, BASE)
 
-    def test_files_go_with_their_last_version(self, store: Store, tmp_path: Path) -> None:
+    def test_files_go_with_their_last_version(self, store: Store, store_url: str) -> None:
         one = put(store, "poet", "one")
         two = put(store, "poet", "two")
         copy = put(store, "bard", "one")
         put(store, "poet", "one", YOU)
-        assert blob_count(tmp_path) == 5  # config and two weights, of one tenant; config and weights of the other
+        assert blob_count(store_url) == 5  # config and two weights, of one tenant; config and weights of the other
         assert store.delete(ME, "poet", one.version, BASE).bytes_freed == 0
         assert store.files(copy.id) == new("one").files
         with pytest.raises(NotFound, match="deleted"):
             store.files(one.id)
         assert store.delete(ME, "poet", two.version, BASE).bytes_freed == 100
         assert store.delete(ME, "bard", None, BASE).bytes_freed == 100 + len(CONFIG)
-        assert blob_count(tmp_path) == 2
+        assert blob_count(store_url) == 2
         assert store.delete(YOU, "poet", None, BASE).bytes_freed == 100 + len(CONFIG)
-        assert blob_count(tmp_path) == 0
+        assert blob_count(store_url) == 0
 
     def test_equal_files_of_one_version(self, store: Store) -> None:
         same = NewVersion(AdapterFiles(b"x", b"x", b"x"), digest_of("x"), BASE, None, {})
@@ -334,11 +357,8 @@ class TestDelete:
         assert store.delete(ME, "poet", None, BASE).bytes_freed == 1
 
 
-def blob_count(folder: Path) -> int:
-    connection = sqlite3.connect(folder / "store.db")
-    [count] = connection.execute("SELECT count(*) FROM blobs").fetchone()
-    connection.close()
-    return int(count)
+def blob_count(url: str) -> int:
+    return int(execute(url, "SELECT count(*) FROM blobs")[0][0])
 
 
 class TestLists:
@@ -383,6 +403,7 @@ def test_hits(store: Store) -> None:
     store.count_hits({one.id: 3, two.id: 1}, 1000)
     store.count_hits({one.id: 2, 10**9: 5}, 2000)
     store.count_hits({}, 3000)
+    store.count_hits({one.id: 0}, 1500)  # another server's, which is late
     assert (store.get(ME, "poet", BASE, 1).hits, store.get(ME, "poet", BASE, 1).last_used) == (5, 2000)
     assert (store.get(ME, "poet", BASE, 2).hits, store.get(ME, "poet", BASE, 2).last_used) == (1, 1000)
 
@@ -432,15 +453,15 @@ class TestPins:
         assert store.pinned(BASE) == []
         assert not put(store, "poet", "one").pinned
 
-    def test_pins_are_of_one_base_and_kept_where_they_were_set(self, tmp_path: Path) -> None:
-        store = Store.open(url_of(tmp_path))
+    def test_pins_are_of_one_base_and_kept_where_they_were_set(self, store_url: str) -> None:
+        store = Store.open(store_url)
         for name, base in (("poet", BASE), ("poet", OTHER_BASE), ("other", BASE)):
             put(store, name, f"{name} {base}", base=base)
         store.set_pinned(ME, "poet", True, BASE)
         store.set_pinned(ME, "other", True, BASE)
         store.set_pinned(ME, "other", False, BASE)
         store.close()
-        store = Store.open(url_of(tmp_path))
+        store = Store.open(store_url)
         assert [(row.name, row.base_digest) for row in store.pinned(BASE)] == [("poet", BASE)]
         assert store.pinned(OTHER_BASE) == []
         with pytest.raises(NotFound):

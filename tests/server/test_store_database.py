@@ -14,11 +14,12 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from cdvft_server.exceptions import StoreUnavailable, UnsupportedDatabase
 from cdvft_server.store import Store
-from cdvft_server.store.database import MIGRATIONS, Database
+from cdvft_server.store.database import Database
+from cdvft_server.store.schema import MIGRATIONS
 from cdvft_server.store.tables import metadata
 from sqlalchemy import create_engine
 
-from tests.server.store_maker import BASE, ME, new, put, url_of
+from tests.server.store_maker import BASE, ME, new, older_migrations, put, url_of
 
 
 def execute(path: Path, *statements: str) -> list[tuple]:
@@ -73,6 +74,7 @@ def test_folders_are_made(tmp_path: Path) -> None:
     assert put(store, "poet", "one").version == 1
     store.close()
     assert (folder / "store.db").is_file()
+    assert not list(folder.glob("*before*"))  # a new database has nothing to keep
 
 
 NEWEST = max(path.name[:4] for path in (MIGRATIONS / "versions").glob("0*.py"))
@@ -85,7 +87,7 @@ def add_migration(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> N
         f"import sqlalchemy as sa\nfrom alembic import op\n\nrevision = '0099'\ndown_revision = '{NEWEST}'\n\n\n"
         f"def upgrade() -> None:\n    op.add_column('steps', sa.Column('more', sa.Integer))\n    {body}\n"
     )
-    monkeypatch.setattr("cdvft_server.store.database.MIGRATIONS", folder)
+    monkeypatch.setattr("cdvft_server.store.schema.MIGRATIONS", folder)
 
 
 def test_an_older_schema_is_upgraded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,17 +103,12 @@ def test_an_older_schema_is_upgraded(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert execute(tmp_path / "store.db", "SELECT more FROM steps") == [(2,)]
 
 
-@pytest.mark.parametrize("version", ["0001", "0002"])
+@pytest.mark.parametrize("version", ["0001", "0002", "0003"])
 def test_a_database_of_an_older_schema_keeps_its_content(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, version: str
 ) -> None:
-    older = tmp_path / "older"
-    shutil.copytree(MIGRATIONS, older)
-    for path in (older / "versions").glob("*.py"):
-        if path.name[:4] > version:
-            path.unlink()
     with monkeypatch.context() as patch:
-        patch.setattr("cdvft_server.store.database.MIGRATIONS", older)
+        older_migrations(tmp_path / "older", version, patch)
         Store.open(url_of(tmp_path)).close()
     made = Store.open(url_of(tmp_path / "new"))
     row = put(made, "poet", "one")
@@ -119,7 +116,12 @@ def test_a_database_of_an_older_schema_keeps_its_content(
     made.close()
     _copy(tmp_path / "new/store.db", tmp_path / "store.db")
     assert execute(tmp_path / "store.db", "SELECT version_num FROM alembic_version") == [(version,)]
-    store = Store.open(url_of(tmp_path))
+    with caplog.at_level("WARNING"):
+        store = Store.open(url_of(tmp_path))
+    copy = tmp_path / f"store.db.before-{NEWEST}"
+    assert f"upgraded from schema {version} to {NEWEST}; as it was, it is kept in {copy}" in caplog.text
+    assert execute(copy, "SELECT version_num FROM alembic_version") == [(version,)]
+    assert execute(copy, "SELECT name FROM names") == [("poet",)]
     assert (store.get(ME, "poet", BASE), store.files(row.id)) == (row, files)
     with_indices = replace(new("two"), files=replace(new("two").files, frozen=b"indices"))
     frozen, _ = store.put_version(ME, "drawn", with_indices)
@@ -198,7 +200,10 @@ def test_a_place_where_no_file_can_be(tmp_path: Path) -> None:
         ("", "not a database URL"),
         ("store.db", "not a database URL"),
         ("mysql://host/db", "mysql databases are not supported"),
-        ("postgresql://user:secret@host/db", "postgresql databases are not supported"),
+        ("mysql://user:secret@host/db", "mysql databases are not supported"),
+        ("postgresql+psycopg2://user:secret@host/db", "not supported; use sqlite:.* or postgresql://user@host:port/da"),
+        ("postgresql://user:secret@host", "names no database"),
+        ("postgresql://user:secret@host:x/db", "not a database URL"),
         ("sqlite://", "in memory"),
         ("sqlite:///:memory:", "in memory"),
         ("sqlite:///file:x?mode=memory&uri=true", "in memory"),

@@ -145,7 +145,7 @@ class TestUnavailable:
         event.remove(Pool, "connect", limit)
 
     def test_locked_by_another_program(self, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("cdvft_server.store.database.BUSY_SECONDS", 0.05)
+        monkeypatch.setattr("cdvft_server.store.sqlite.BUSY_SECONDS", 0.05)
         impatient = Store.open(url_of(tmp_path))
         row = put(impatient, "poet", "one")
         other = sqlite3.connect(tmp_path / "store.db", isolation_level=None)

@@ -4,13 +4,12 @@ import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from cdvft_server.exceptions import Conflict, NotFound
 from cdvft_server.naming import AdapterRef, Alias
 from cdvft_server.store import Store, VersionRow
 
-from tests.server.store_maker import BASE, ME, digest_of, new, put, url_of
+from tests.server.store_maker import BASE, ME, digest_of, new, put
 
 THREADS, ROUNDS = 6, 12
 NAMES = ("a", "b")
@@ -35,8 +34,8 @@ def together(work: Callable[[int], list[VersionRow]], count: int = THREADS) -> l
         return list(threads.map(begin, range(count)))
 
 
-def test_versions_are_unique_and_without_gaps(tmp_path: Path) -> None:
-    store = Store.open(url_of(tmp_path))
+def test_versions_are_unique_and_without_gaps(store_url: str) -> None:
+    store = Store.open(store_url)
 
     def work(worker: int) -> list[VersionRow]:
         rows = []
@@ -59,9 +58,9 @@ def test_versions_are_unique_and_without_gaps(tmp_path: Path) -> None:
     store.close()
 
 
-def test_several_servers_on_one_file(tmp_path: Path) -> None:
+def test_several_servers_on_one_file(store_url: str) -> None:
     """Each opens the file for itself, as processes do: a writer waits for another's transaction, from its beginning."""
-    stores = [Store.open(url_of(tmp_path)) for _ in range(3)]
+    stores = [Store.open(store_url) for _ in range(3)]
 
     def work(worker: int) -> list[VersionRow]:
         return [put(stores[worker], "a", f"{worker} {number}") for number in range(ROUNDS)]
@@ -73,8 +72,8 @@ def test_several_servers_on_one_file(tmp_path: Path) -> None:
         store.close()
 
 
-def test_one_content_uploaded_by_all_is_one_version(tmp_path: Path) -> None:
-    store = Store.open(url_of(tmp_path))
+def test_one_content_uploaded_by_all_is_one_version(store_url: str) -> None:
+    store = Store.open(store_url)
     created: list[bool] = []
 
     def work(_: int) -> list[VersionRow]:
@@ -93,9 +92,9 @@ def test_one_content_uploaded_by_all_is_one_version(tmp_path: Path) -> None:
     store.close()
 
 
-def test_alias_moves_and_deletes_never_show_half(tmp_path: Path) -> None:
+def test_alias_moves_and_deletes_never_show_half(store_url: str) -> None:
     """Writers churn, readers resolve by alias: every answer is a whole version, or none."""
-    store = Store.open(url_of(tmp_path))
+    store = Store.open(store_url)
     put(store, "a", "first", alias="stable")
     stop = threading.Event()
 
@@ -139,8 +138,8 @@ def test_alias_moves_and_deletes_never_show_half(tmp_path: Path) -> None:
     store.close()
 
 
-def test_more_threads_than_connections(tmp_path: Path) -> None:
-    store = Store.open(url_of(tmp_path))
+def test_more_threads_than_connections(store_url: str) -> None:
+    store = Store.open(store_url)
     row = put(store, "a", "a")
 
     def work(_: int) -> list[VersionRow]:

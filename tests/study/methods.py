@@ -1,4 +1,4 @@
-"""Every method side by side: `python -m tests.study.methods [--jobs N]`, resumable; the tables of docs/methods.md.
+"""Every method side by side: `python -m tests.study.methods [--jobs N]`, resumable; it writes docs/methods.md's tables.
 
 minilm-roberta, five tasks, three seeds: accuracy, paired with LoRA by example; numbers, bytes, FLOPs, seconds; what 32
 distinct adapters cost to serve. What `tests.study.evidence` recorded is not run again.
@@ -44,7 +44,9 @@ def serve() -> None:
 
 
 def tables() -> str:
-    return f"{accuracies()}\n\n{costs()}\n\n{paper()}"
+    """Three sections, each with the heading of its table."""
+    sections = {"Accuracy": accuracies(), "Costs": costs(), "The paper's columns": paper()}
+    return "\n\n".join(f"### {name}\n\n{table}" for name, table in sections.items())
 
 
 def accuracies() -> str:
@@ -57,17 +59,18 @@ def accuracies() -> str:
 
 
 def _accuracy(found: dict[tuple[str, str, int], dict[str, Any]], method: str, task: str) -> str:
-    """Mean of the seeds, and the difference to LoRA with its interval; empty until a seed is whole."""
+    """Mean of the seeds, and the difference to LoRA with its interval; says where seeds are missing."""
     other = "LoRA r=8"
     seeds = [s for s in evidence.SEEDS if (method, task, s) in found and (other, task, s) in found]
     if not seeds:
-        return ""
+        return "not yet trained"
+    missing = "" if len(seeds) == len(evidence.SEEDS) else f" ({len(seeds)} of {len(evidence.SEEDS)} seeds)"
     mean = statistics.fmean(found[method, task, seed]["metrics"]["accuracy"] for seed in seeds)
     if method == other:
-        return f"{mean:.3f}"
+        return f"{mean:.3f}{missing}"
     ours, theirs = ([found[name, task, seed]["predictions"] for seed in seeds] for name in (method, other))
     middle, low, high = evidence.interval(task, ours, theirs, evidence.truth(task))
-    return f"{mean:.3f}; {middle:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return f"{mean:.3f}; {middle:+.3f} [{low:+.3f}, {high:+.3f}]{missing}"
 
 
 def costs() -> str:
@@ -91,9 +94,9 @@ def costs() -> str:
 def paper() -> str:
     """The columns of arXiv 2505.00580, by its own way of counting."""
     lines = ["| what | formula here | the paper |", "| --- | --- | --- |"]
-    lines += [f"| {what} | {value:,.4g} | {printed} |" for what, value, printed in COLUMNS]
+    lines += [f"| {what} | {value:,.0f} | {printed} |" for what, value, printed in COLUMNS]
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    command("evidence", __doc__, trainings, tables, serve)
+    command("evidence", __doc__, trainings, tables, further=serve, page=inputs.ROOT / "docs" / "methods.md")

@@ -17,10 +17,11 @@ from cdvft.train import TrainConfig
 
 from tests.e2e.inputs import ROOT
 
-__all__ = ["RUNS", "Training", "by", "command", "record", "records"]
+__all__ = ["RUNS", "Training", "by", "command", "record", "records", "with_tables"]
 
 RUNS = ROOT / "runs" / "study"  # data, kept out of the repository
 RECORDED = ROOT / "tests" / "study" / "recorded"  # one line for each training
+BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 
 @dataclass(frozen=True)
@@ -42,17 +43,32 @@ def command(
     about: str | None,
     trainings: Callable[[], Sequence[Training]],
     table: Callable[[], str],
+    *,
     further: Callable[[], None] = lambda: None,
+    page: Path | None = None,
 ) -> None:
-    """What `python -m tests.study.<name>` does: run what is not recorded yet in `study`, then `further`, and print."""
+    """What `python -m tests.study.<name>` does: run what is not recorded yet in `study`, then `further`, and print the
+    tables; where there is a `page`, they are written into it, too, between its two marks."""
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--table", action="store_true", help="print what is recorded and run nothing")
+    parser.add_argument("--table", action="store_true", help="tell what is recorded and run nothing")
     options = parser.parse_args()
     if not options.table:
         run_all(study, trainings(), options.jobs)
         further()
-    print(table())
+    tables = table()
+    print(tables)
+    if page is not None:
+        page.write_text(with_tables(page.read_text(), tables))
+
+
+def with_tables(text: str, tables: str) -> str:
+    """The page with these tables between its marks. Raises ValueError where it does not have each mark once."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"the page needs {BEGIN} and {END}, each once")
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n{tables}\n{END}{after}"
 
 
 def run_all(study: str, trainings: Sequence[Training], jobs: int) -> None:

@@ -1,6 +1,6 @@
 """Which implementation adds CDVFT's change to a packed batch: the one place that decides, and says why.
 
-"triton" is the kernel of fused.py (CUDA), "native" native.c around torch's FFTs (CPU), "torch" is `Cdvft.apply` with
+"triton" is the kernel of fused.py (CUDA), "native" native.c with MKL's FFTs (CPU), "torch" is `Cdvft.apply` with
 cuFFT or MKL, and stays the caller's to run.
 """
 
@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cdvft.kernels.native import add_native, library
+from cdvft.kernels.native import add_native, missing, plans
 from cdvft.kernels.plan import MAX_SIDE, fft_plan
 from cdvft.methods.base import Tensors
 from cdvft.methods.cdvft import CdvftLayout
@@ -51,15 +51,16 @@ def machine_choice(device: torch.device, wanted: Wanted = "auto") -> Choice:
 
 
 @lru_cache(maxsize=1024)
-def _choose(device: torch.device, layout: CdvftLayout, factors: int, wanted: Wanted) -> Choice:
+def _choose(device: torch.device, layout: CdvftLayout, q_out: int, factors: int, wanted: Wanted) -> Choice:
     chosen = machine_choice(device, wanted)
-    problem = None if chosen.name == "torch" else _mathematics(layout, factors, chosen.name)
+    problem = None if chosen.name == "torch" else _mathematics(layout, q_out, factors, chosen.name)
     return chosen if problem is None else Choice("torch", problem)
 
 
 def choose(tables: Tensors, layout: CdvftLayout, wanted: Wanted = "auto") -> Choice:
     """For a bank's tables of one site; what a kernel cannot compute is torch's, whatever is wanted."""
-    return _choose(tables["diag_in"].device, layout, tables["diag_out"].shape[-2] + 1, wanted)
+    blocks, factors = tables["spectrum"].shape[-3], tables["diag_out"].shape[-2] + 1
+    return _choose(tables["diag_in"].device, layout, blocks, factors, wanted)
 
 
 def fused_cdvft(
@@ -90,7 +91,7 @@ def fused_cdvft(
 def _native_problem(device: torch.device) -> str | None:
     if device.type != "cpu":
         return f"the device is {device.type}, and native.c is for the CPU"
-    return None if library() is not None else "native.c was not compiled: no C compiler at install"
+    return missing()
 
 
 def _triton_problem(device: torch.device, wanted: Wanted) -> str | None:
@@ -109,12 +110,14 @@ def _triton_problem(device: torch.device, wanted: Wanted) -> str | None:
     return None if triton.knobs.runtime.interpret else f"the device is {device.type}, and Triton's interpreter is off"
 
 
-def _mathematics(layout: CdvftLayout, factors: int, name: Name) -> str | None:
+def _mathematics(layout: CdvftLayout, q_out: int, factors: int, name: Name) -> str | None:
     """Why the kernel cannot compute this."""
     if factors != 2:
         return f"{factors} factors: the kernels have 2"
     if layout.cyclic:
         return "cyclic padding"
+    if name == "native" and plans(layout.p, layout.q_in, q_out) is None:
+        return f"MKL has no real FFT of length {layout.p}"
     if name == "triton" and fft_plan(layout.p) is None:
         return f"block length {layout.p} is no product of two numbers up to {MAX_SIDE}"
     return None

@@ -1,17 +1,76 @@
-/* What stands around the FFTs of a CDVFT in a packed batch: each token multiplied by its own adapter's vectors.
+/* A CDVFT's change of a packed batch, token by token: each by its own adapter's vectors, all of it in the first cache.
  *
- * Gathering the vectors first would write and read them once more than needed; here they are read where they lie.
- * Plain C for ctypes: no Python in it, no state. `rows[t]` is the bank row of token t; tables are [rows, ...] and
- * contiguous; every size is in elements. Half-precision inputs are bfloat16, widened and rounded to nearest even.
+ * The FFTs are MKL's, which torch's library exports; `cdvft_bind` is told where. Plain C for ctypes: no Python in it.
+ * `rows[t]` is the bank row of token t; tables are [rows, ...] and contiguous; every size is in
+ * elements. Half-precision numbers are bfloat16, widened, and rounded to nearest even.
  */
 #include <stdint.h>
 #include <string.h>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#else
+static int omp_get_thread_num(void) { return 0; }
+#endif
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define FOR_EACH_CPU __attribute__((noinline, target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define FOR_EACH_CPU __attribute__((noinline))
 #endif
+
+/* MKL's DFTI: its functions' types, and the names and values that its manual gives to settings. */
+typedef long (*create_function)(void **, int, long);
+typedef long (*set_function)(void *, int, ...);
+typedef long (*handle_function)(void *);
+typedef long (*free_function)(void **);
+typedef long (*compute_function)(void *, void *, ...);
+
+enum {
+    DFTI_BACKWARD_SCALE = 5,
+    DFTI_NUMBER_OF_TRANSFORMS = 7,
+    DFTI_CONJUGATE_EVEN_STORAGE = 10,
+    DFTI_PLACEMENT = 11,
+    DFTI_INPUT_DISTANCE = 14,
+    DFTI_OUTPUT_DISTANCE = 15,
+    DFTI_THREAD_LIMIT = 27,
+    DFTI_REAL = 33,
+    DFTI_COMPLEX_COMPLEX = 39,
+    DFTI_NOT_INPLACE = 44,
+};
+
+static create_function create;
+static set_function set;
+static handle_function commit;
+static free_function release;
+static compute_function forward, backward;
+
+void cdvft_bind(create_function a, set_function b, handle_function c, free_function d, compute_function e,
+                compute_function f) {
+    create = a, set = b, commit = c, release = d, forward = e, backward = f;
+}
+
+void cdvft_free(void *plan) { release(&plan); }
+
+/* `count` real transforms of length p side by side, or their inverses, by one thread, for any number of callers at
+ * once; NULL where MKL has none. */
+void *cdvft_plan(int64_t p, int64_t count, int inverse) {
+    void *plan = NULL;
+    long bins = (long)(p / 2 + 1), problem;
+    if (create(&plan, DFTI_REAL, (long)p)) return NULL;
+    problem = set(plan, DFTI_PLACEMENT, DFTI_NOT_INPLACE);
+    problem |= set(plan, DFTI_CONJUGATE_EVEN_STORAGE, DFTI_COMPLEX_COMPLEX);
+    problem |= set(plan, DFTI_NUMBER_OF_TRANSFORMS, (long)count);
+    problem |= set(plan, DFTI_INPUT_DISTANCE, inverse ? bins : (long)p);
+    problem |= set(plan, DFTI_OUTPUT_DISTANCE, inverse ? (long)p : bins);
+    problem |= set(plan, DFTI_THREAD_LIMIT, 1L);
+    if (inverse) problem |= set(plan, DFTI_BACKWARD_SCALE, 1.0 / (double)p);
+    if (problem || commit(plan)) {
+        release(&plan);
+        return NULL;
+    }
+    return plan;
+}
 
 static inline float widened(uint16_t half) {
     uint32_t bits = (uint32_t)half << 16;
@@ -64,48 +123,43 @@ FOR_EACH_CPU static void add_product(const float *restrict x, const float *restr
     }
 }
 
-/* out [tokens, width] = diag[rows] * x [tokens, d] (stride between tokens), zeros beyond d */
-void cdvft_scale(const void *x, int64_t stride, int half, const float *diag, const int64_t *rows, float *out,
-                 int64_t tokens, int64_t d, int64_t width, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (int64_t t = 0; t < tokens; t++) {
-        const float *by = diag + rows[t] * d;
-        if (half)
-            scale_half((const uint16_t *)x + t * stride, by, out + t * width, d);
-        else
-            scale((const float *)x + t * stride, by, out + t * width, d);
-        if (width > d) memset(out + t * width + d, 0, sizeof(float) * (size_t)(width - d));
-    }
-}
+/* One site of one bank: d_in inputs and d_out outputs in q_in and q_out blocks of length p. */
+typedef struct {
+    int64_t d_in, d_out, p, q_in, q_out;
+    const float *diag_in, *spectrum, *diag_out; /* [rows, d_in], [rows, q_out, q_in, p/2+1] complex, [rows, d_out] */
+    void *forward, *inverse;                    /* plans of q_in and of q_out transforms */
+} Site;
 
-/* y [tokens, q_out, bins] = sum_j spectrum[rows][i, j] * x [tokens, q_in, bins], complex */
-void cdvft_multiply(const float *x, const float *spectrum, const int64_t *rows, float *y, int64_t tokens, int64_t q_out,
-                    int64_t q_in, int64_t bins, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+/* y [tokens, d_out] += diag_out[rows] * irfft(sum_j spectrum[rows][i, j] * rfft(diag_in[rows] * x)_j); rows of x and y
+ * lie x_stride and y_stride apart. `work` has `room` floats for each thread, at least
+ * max(q_in, q_out) p + 2 (q_in + q_out) (p/2+1). The number of transforms that MKL refused. */
+int64_t cdvft_add(const Site *site, const void *x, int64_t x_stride, int x_half, void *y, int64_t y_stride, int y_half,
+                  const int64_t *rows, int64_t tokens, float *work, int64_t room, int threads) {
+    const int64_t d_in = site->d_in, d_out = site->d_out, p = site->p, q_in = site->q_in, q_out = site->q_out;
+    const int64_t bins = p / 2 + 1, widest = q_in > q_out ? q_in : q_out;
+    int64_t refused = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1) reduction(+ : refused)
     for (int64_t t = 0; t < tokens; t++) {
-        const float *own = spectrum + 2 * rows[t] * q_out * q_in * bins;
+        const int64_t row = rows[t];
+        float *real = work + omp_get_thread_num() * room, *in = real + widest * p, *out = in + 2 * q_in * bins;
+        const float *by = site->diag_in + row * d_in, *own = site->spectrum + 2 * row * q_out * q_in * bins;
+        if (x_half)
+            scale_half((const uint16_t *)x + t * x_stride, by, real, d_in);
+        else
+            scale((const float *)x + t * x_stride, by, real, d_in);
+        memset(real + d_in, 0, sizeof(float) * (size_t)(q_in * p - d_in));
+        refused += forward(site->forward, real, in) != 0;
         for (int64_t i = 0; i < q_out; i++) {
-            float *to = y + 2 * (t * q_out + i) * bins;
-            for (int64_t j = 0; j < q_in; j++) {
-                const float *from = x + 2 * (t * q_in + j) * bins, *by = own + 2 * (i * q_in + j) * bins;
-                if (j == 0)
-                    product(from, by, to, bins);
-                else
-                    add_product(from, by, to, bins);
-            }
+            product(in, own + 2 * i * q_in * bins, out + 2 * i * bins, bins);
+            for (int64_t j = 1; j < q_in; j++)
+                add_product(in + 2 * j * bins, own + 2 * (i * q_in + j) * bins, out + 2 * i * bins, bins);
         }
-    }
-}
-
-/* y [tokens, d] (stride between tokens) += diag[rows] * x [tokens, width] */
-void cdvft_add(void *y, int64_t stride, int half, const float *x, int64_t width, const float *diag, const int64_t *rows,
-               int64_t tokens, int64_t d, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (int64_t t = 0; t < tokens; t++) {
-        const float *by = diag + rows[t] * d;
-        if (half)
-            add_scaled_half((uint16_t *)y + t * stride, x + t * width, by, d);
+        refused += backward(site->inverse, out, real) != 0;
+        by = site->diag_out + row * d_out;
+        if (y_half)
+            add_scaled_half((uint16_t *)y + t * y_stride, real, by, d_out);
         else
-            add_scaled((float *)y + t * stride, x + t * width, by, d);
+            add_scaled((float *)y + t * y_stride, real, by, d_out);
     }
+    return refused;
 }

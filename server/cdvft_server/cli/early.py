@@ -16,10 +16,10 @@ def check_early(config: ServeConfig) -> None:
 
     Raises ClickException, StartRefused, UnsupportedDatabase, UnsupportedBase.
     """
-    from cdvft_server.store.database import sqlite_url
+    from cdvft_server.store.urls import database_url
 
     _check_address(config.host, config.port)
-    sqlite_url(config.database)
+    database_url(config.database)
     adapter_folders(config.adapters)
     folder = None if config.base is None else local_folder(config.base)
     if folder is not None:

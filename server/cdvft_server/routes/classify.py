@@ -10,7 +10,7 @@ from cdvft_server.bodies import JsonRoute
 from cdvft_server.presence import unless_gone
 from cdvft_server.routes.common import ANSWERED_BY, CallerTenant, ServiceOf, WantedMode, errors
 from cdvft_server.schemas import ClassifyRequest
-from cdvft_server.service import Scored
+from cdvft_server.service import STALE, Scored
 
 __all__ = ["router"]
 
@@ -34,7 +34,10 @@ async def classify(
     usage = {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}
     request.state.usage, request.state.adapters = usage, len(set(body.models)) if several else None
     content = {"object": "list", "model": None if several else body.model, "data": data, "usage": usage}
-    return JSONResponse(content, headers=None if several else answer.rows[0].target.headers(answer.rows[0].mode))
+    if several:
+        stale = any(row.target.stale for row in answer.rows)
+        return JSONResponse(content, headers=STALE if stale else None)
+    return JSONResponse(content, headers=answer.rows[0].target.headers(answer.rows[0].mode))
 
 
 def _row(row: Scored, top_k: int | None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ ANSWERED_BY: dict[str, Any] = {
         "x-adapter-version": "Not for the base",
         "x-adapter-digest": "The adapter's digest, or the base's",
         "x-adapter-mode": "base, fft (unmerged) or merged",
+        "x-adapter-stale": "1 while the database is away: what the name meant when it was last asked; else left out",
     }.items()
 }
 """The OpenAPI entry of the headers that say which weights answered."""

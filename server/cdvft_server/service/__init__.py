@@ -7,6 +7,7 @@ from cdvft_server.service.gauges import Gauges, RouterView
 from cdvft_server.service.generation import Generation, Piece
 from cdvft_server.service.merging import MODES, Mode
 from cdvft_server.service.service import TENANT, Service
+from cdvft_server.service.targets import STALE
 from cdvft_server.service.uploads import Stored, UploadForm
 from cdvft_server.service.usage import GROUPS, UsageQuery
 
@@ -14,6 +15,7 @@ __all__ = [
     "FAULTS",
     "GROUPS",
     "MODES",
+    "STALE",
     "TENANT",
     "Classified",
     "Gauges",

@@ -1,5 +1,6 @@
 """What is stored, as the API describes it; aliases, downloads and deletes."""
 
+import asyncio
 import io
 import time
 import zipfile
@@ -9,13 +10,14 @@ from dataclasses import dataclass
 from cdvft_server.answers import AdapterBody, AdapterDetails, ModelBody, SelfTest
 from cdvft_server.errors import ApiError
 from cdvft_server.naming import MAX_VERSION, check_name, parse_version
-from cdvft_server.service.merging import Merging
+from cdvft_server.service.deletes import Deletes
 from cdvft_server.service.parts import Parts
 from cdvft_server.service.pins import Pins
+from cdvft_server.service.replication import Replication
 from cdvft_server.service.residency import Residency
 from cdvft_server.service.stored import check_whole, is_whole
 from cdvft_server.service.targets import Target
-from cdvft_server.store import VersionRow
+from cdvft_server.store import GoneVersion, VersionRow
 
 __all__ = ["Catalog", "Page"]
 
@@ -31,11 +33,12 @@ class Page:
 class Catalog:
     """The adapters of one base. Methods raise what `faults.translate` knows."""
 
-    def __init__(self, parts: Parts, residency: Residency, pins: Pins, merging: Merging) -> None:
-        self._merging = merging
+    def __init__(
+        self, parts: Parts, residency: Residency, pins: Pins, deletes: Deletes, replication: Replication
+    ) -> None:
         self._base, self._store, self._workers = parts.base, parts.store, parts.workers
-        self._flights, self._hits, self._residency = parts.flights, parts.hits, residency
-        self._pins = pins
+        self._hits, self._residency, self._pins = parts.hits, residency, pins
+        self._deletes, self._replication = deletes, replication
         self._delete_wait_seconds = parts.config.delete_wait_seconds
         self._started = int(time.time())
 
@@ -117,15 +120,15 @@ class Catalog:
         return self.details(await self._workers.run(self._store.delete_alias, tenant, name, alias, self._base.digest))
 
     async def delete(self, tenant: str, name: str, version: str | None) -> int:
-        """Hide at once, wait for the calls in flight, then give the rows' memory back; the bytes freed in the store."""
+        """Hide at once, on all replicas, wait for the calls in flight on each, and give the rows' memory back; the
+        bytes freed in the store."""
         number = None if version is None else _version(name, version)
         deleted = await self._workers.run(self._store.delete, tenant, name, number, self._base.digest)
-        await self._flights.landed(tenant, name, {row.id for row in deleted.rows}, self._delete_wait_seconds)
-        self._pins.forget(deleted.rows)
-        for digest in {row.digest for row in deleted.rows}:
-            if not self._pins.holds(digest):  # of another name
-                self._merging.discard(digest)
-                self._residency.discard(digest)  # where another name has the same content, it is loaded again
+        gone = [GoneVersion(row.id, row.adapter_id, row.digest) for row in deleted.rows]
+        await asyncio.gather(
+            self._deletes.clear(tenant, name, gone),
+            self._replication.others_have_done(deleted.news_id, self._delete_wait_seconds),
+        )
         if any(row.pinned for row in deleted.rows):
             await self._pins.follow(tenant, name)
         return deleted.bytes_freed

@@ -13,7 +13,7 @@ from cdvft_server.exceptions import NotFound
 from cdvft_server.service.parts import Parts
 from cdvft_server.service.residency import Residency
 from cdvft_server.service.stored import check_whole
-from cdvft_server.store import VersionRow
+from cdvft_server.store import GoneVersion, VersionRow
 
 __all__ = ["Pins"]
 
@@ -59,7 +59,8 @@ class Pins:
             return row
 
     async def follow(self, tenant: str, name: str) -> None:
-        """After `latest` may have moved. A version that cannot be pinned is logged and served as any other."""
+        """After `latest` may have moved, or the pin, here or on another replica. A version that cannot be pinned is
+        logged and served as any other."""
         async with self._turn:
             try:
                 row = await self._workers.run(self._store.get, tenant, name, self._base.digest)
@@ -67,13 +68,15 @@ class Pins:
                 return
             if row.pinned:
                 await self._try(row)
-
-    def forget(self, rows: Iterable[VersionRow]) -> None:
-        """These versions were deleted."""
-        for row in rows:
-            held = self._held.get(row.adapter_id)
-            if held is not None and held.digest == row.digest:
+            else:
                 self._release(row.adapter_id)
+
+    def forget(self, gone: Iterable[GoneVersion]) -> None:
+        """These versions were deleted."""
+        for version in gone:
+            held = self._held.get(version.adapter_id)
+            if held is not None and held.digest == version.digest:
+                self._release(version.adapter_id)
 
     def holds(self, digest: str) -> bool:
         return any(row.digest == digest for row in self._held.values())

@@ -15,17 +15,20 @@ from cdvft_server.errors import unavailable
 from cdvft_server.service.bridge import Bridge
 from cdvft_server.service.catalog import Catalog
 from cdvft_server.service.classification import Classifier
+from cdvft_server.service.deletes import Deletes
 from cdvft_server.service.encoding import Encoding
 from cdvft_server.service.flights import Flights
 from cdvft_server.service.gauges import Gauges, read_gauges
 from cdvft_server.service.generation import Generator
 from cdvft_server.service.hits import Hits
+from cdvft_server.service.lastknown import LastKnown
 from cdvft_server.service.ledger import Ledger
 from cdvft_server.service.loading import load_base, make_engine, make_merged_pool, make_pool
 from cdvft_server.service.merging import Merging
 from cdvft_server.service.parts import RENDERERS, Parts
 from cdvft_server.service.pins import Pins
 from cdvft_server.service.preloading import preload
+from cdvft_server.service.replication import Replication
 from cdvft_server.service.residency import Residency
 from cdvft_server.service.seeding import seed_demo, seed_folders
 from cdvft_server.service.targets import Targets
@@ -63,6 +66,7 @@ class Service:
             flights=Flights(),
             hits=Hits(store, workers),
             ledger=Ledger(store.usage, workers),
+            last_known=LastKnown(config.stale_seconds),
         )
         self._residency = Residency(parts)
         self._merging = Merging(parts, self._residency.read)
@@ -74,12 +78,14 @@ class Service:
         self.uploads = Uploads(parts, self._pins)
         self.usage = UsageReports(parts)
         self.bodies = workers.bodies
-        self.catalog = Catalog(parts, self._residency, self._pins, self._merging)
+        deletes = Deletes(parts, self._residency, self._pins, self._merging)
+        self._replication = Replication(parts, deletes, self._pins)
+        self.catalog = Catalog(parts, self._residency, self._pins, deletes, self._replication)
 
     @classmethod
     async def start(cls, config: ServeConfig) -> Self:
-        """Load, prove, start, seed, pin, preload. Raises StartRefused, UnsupportedBase, the store's errors; nothing is
-        left behind then."""
+        """Load, prove, start, join, seed, pin, preload. Raises StartRefused, UnsupportedBase, the store's errors;
+        nothing is left behind then."""
         async with AsyncExitStack() as undo:
             before = torch.get_num_threads()
             undo.callback(torch.set_num_threads, before)
@@ -96,6 +102,7 @@ class Service:
             await asyncio.to_thread(engine.start)
             service._parts.hits.start()
             service._parts.ledger.start()
+            await service._replication.start()
             await service._parts.workers.run(service._seed)
             await service._pins.load()
             await preload(service._parts, service._residency, None if config.preload == "all" else config.preload)
@@ -111,6 +118,7 @@ class Service:
         """End the engine, write what is unwritten, leave no thread or process. May be called after `drain`."""
         try:
             await self.drain(self.config.drain_seconds)
+            await self._replication.close()
             await self._residency.close()
             await self._merging.close()
             await self._parts.hits.close()

@@ -1,29 +1,34 @@
 """What a `model` in a request turns out to be: the base or one version of an adapter."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cdvft.backbone import BaseInfo
 
 from cdvft_server.errors import ApiError
+from cdvft_server.exceptions import NotFound, StoreUnavailable
 from cdvft_server.naming import AdapterRef, BaseRef, parse_model
 from cdvft_server.service.flights import Flight, landing_on_error
 from cdvft_server.service.parts import Parts
 from cdvft_server.service.stored import check_whole
 from cdvft_server.store import Account, VersionRow
 
-__all__ = ["Target", "Targets", "adapter_only", "generation_only"]
+__all__ = ["STALE", "Target", "Targets", "adapter_only", "generation_only"]
+
+STALE = {"x-adapter-stale": "1"}
 
 
 @dataclass(frozen=True)
 class Target:
-    """`row` is None for the base. `name` is as the caller would write it: with the tenant if it is another's."""
+    """`row` is None for the base. `name` is as the caller would write it: with the tenant if it is another's.
+    `stale`: the database is away, this is what the name meant when it was last asked."""
 
     name: str
     digest: str
     row: VersionRow | None = None
+    stale: bool = False
 
     @property
     def task(self) -> str:
@@ -46,15 +51,17 @@ class Target:
     def headers(self, mode: str) -> dict[str, str]:
         """Of an answer; `mode` as `mode_of` has it."""
         headers = {"x-adapter": self.name, "x-adapter-digest": self.digest, "x-adapter-mode": mode}
-        return headers if self.row is None else headers | {"x-adapter-version": str(self.row.version)}
+        if self.row is not None:
+            headers["x-adapter-version"] = str(self.row.version)
+        return headers | STALE if self.stale else headers
 
 
 class Targets:
-    """Looks names up, and keeps count of who uses what."""
+    """Looks names up, and keeps count of who uses what. While the database is away, `use` goes by what it said last."""
 
     def __init__(self, parts: Parts) -> None:
         self._base, self._store, self._workers = parts.base, parts.store, parts.workers
-        self._flights, self._hits = parts.flights, parts.hits
+        self._flights, self._hits, self._last_known = parts.flights, parts.hits, parts.last_known
 
     async def look_up(self, tenant: str, model: str) -> Target:
         """For `/v1/models`: nothing is used. Raises ModelNotFound, NotFound, AmbiguousDigest, CorruptBlob."""
@@ -67,7 +74,7 @@ class Targets:
         adapters = {model: ref for model, ref in refs.items() if isinstance(ref, AdapterRef)}
         flights = {model: self._flights.open(ref.tenant or tenant, ref.name) for model, ref in adapters.items()}
         with landing_on_error(flights.values()):
-            found = await self._workers.run(lambda: {m: self._find(tenant, ref) for m, ref in adapters.items()})
+            found = await self._workers.run(self._find_all, tenant, adapters)
         now = time.time()
         for model, target in found.items():
             if target.row is not None:
@@ -78,11 +85,37 @@ class Targets:
     def _base_target(self) -> Target:
         return Target(self._base.name, self._base.digest)
 
+    def _find_all(self, tenant: str, refs: Mapping[str, AdapterRef]) -> dict[str, Target]:
+        """Once the database does not answer, it is not asked again for the others."""
+        found: dict[str, Target] = {}
+        away: StoreUnavailable | None = None
+        for model, ref in refs.items():
+            try:
+                if away is None:
+                    found[model] = self._find(tenant, ref)
+                    continue
+            except StoreUnavailable as error:
+                away = error
+            row = self._last_known.get((tenant, ref))
+            if row is None:
+                raise away
+            found[model] = self._target(tenant, row, stale=True)
+        return found
+
     def _find(self, tenant: str, ref: AdapterRef) -> Target:
-        row = self._store.resolve(tenant, ref, self._base.digest)
+        asked = self._last_known.ask()
+        try:
+            row = self._store.resolve(tenant, ref, self._base.digest)
+        except NotFound:
+            self._last_known.forget(lambda key, _: key == (tenant, ref))
+            raise
         check_whole(row)
+        self._last_known.put((tenant, ref), row, asked)
+        return self._target(tenant, row)
+
+    def _target(self, tenant: str, row: VersionRow, *, stale: bool = False) -> Target:
         name = row.name if row.tenant == tenant else f"{row.tenant}/{row.name}"
-        return Target(name, row.digest, row)
+        return Target(name, row.digest, row, stale)
 
 
 def generation_only(target: Target, base: BaseInfo) -> None:

@@ -13,7 +13,7 @@ from cdvft.selftest import probe_sites
 from cdvft_server.answers import SelfTest
 from cdvft_server.archive import ArchiveLimits, read_archive
 from cdvft_server.config import ServeConfig
-from cdvft_server.errors import ApiError
+from cdvft_server.errors import ApiError, invalid
 from cdvft_server.naming import check_name
 from cdvft_server.service.parts import Parts
 from cdvft_server.service.pins import Pins
@@ -96,6 +96,8 @@ class Uploads:
             check_name("alias", form.alias)
         if form.description is not None and len(form.description) > self._config.max_description:
             raise _beyond("description", len(form.description), "characters", self._config.max_description)
+        if "\0" in (form.description or ""):
+            raise invalid("description has a NUL character; leave it out", "description")
         if form.labels is not None and len(form.labels) > self._config.max_labels:
             raise _beyond("labels", len(form.labels), "labels", self._config.max_labels)
 

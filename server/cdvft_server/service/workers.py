@@ -46,7 +46,7 @@ class Lane:
 class Workers:
     """`run` is for what every request waits for: names looked up, leases. `run_long` is for uploads, downloads and
     large texts. `texts` tokenises, `templates` waits for template processes (`renderers` of them), `bodies` reads large
-    JSON, one at a time.
+    JSON, one at a time, `beats` tells the other replicas and hears from them.
     """
 
     def __init__(self, renderers: int, count: int | None = None) -> None:
@@ -56,6 +56,7 @@ class Workers:
         self.texts = Lane("text", count // 2)
         self.templates = Lane("template", renderers)
         self.bodies = Lane("body", 1)
+        self.beats = Lane("beat", 1)
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await self._lookups.run(function, *args, **kwargs)
@@ -64,5 +65,5 @@ class Workers:
         return await self._long.run(function, *args, **kwargs)
 
     def close(self) -> None:
-        for lane in (self._lookups, self._long, self.texts, self.templates, self.bodies):
+        for lane in (self._lookups, self._long, self.texts, self.templates, self.bodies, self.beats):
             lane.close()

@@ -1,55 +1,61 @@
-"""The store's connections: transactions that are durable when they return, the schema's migrations, and their errors.
+"""The store's transactions, durable when they return, and their errors, whichever kind of database it is.
 
 Knows nothing of adapters.
 """
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, inspect, make_url
+from sqlalchemy import ColumnElement, Connection, exc
 
-from cdvft_server.exceptions import StoreUnavailable, UnsupportedDatabase
+from cdvft_server.exceptions import StoreUnavailable
+from cdvft_server.store.backend import UPGRADE_SECONDS, Backend, Kind
+from cdvft_server.store.postgres import PostgresBackend
+from cdvft_server.store.schema import upgrade
+from cdvft_server.store.sqlite import SqliteBackend
+from cdvft_server.store.urls import database_url, is_sqlite
 
-__all__ = ["Database", "sqlite_url"]
+__all__ = ["FILE_SECONDS", "Database"]
 
-MIGRATIONS = Path(__file__).parent.parent / "migrations"
-BUSY_SECONDS = 10.0
-_migrating = threading.Lock()  # alembic keeps the running migration in module globals
+READ_SECONDS = 3.0  # what a request waits for
+FILE_SECONDS = 30.0
+WRITE_SECONDS = 30.0
 
 
 class Database:
-    """One SQLite file. Every method may be called from any thread.
+    """One SQLite file, or one database of a PostgreSQL server. Every method may be called from any thread.
 
-    Opening makes the file and its folder where they are missing and upgrades an older schema. Where another file takes
-    its place later, or none, nothing more is written; connections that are open go on reading what they have.
-    Raises UnsupportedDatabase, StoreUnavailable.
+    Opening upgrades an older schema. Raises UnsupportedDatabase, StoreUnavailable.
     """
 
     def __init__(self, url: str) -> None:
-        self.url = sqlite_url(url)
-        _make_folder(self.url)
-        self._file = _File()
-        self._engine = _engine(self.url, self._file)
-        self._writing = threading.Lock()  # in line here, rather than polling for SQLite's own lock
+        self.url = database_url(url)
+        self.backend: Backend = SqliteBackend(self.url) if is_sqlite(self.url) else PostgresBackend(self.url)
+        self._writing = threading.Lock()  # in line here, rather than each with a connection in hand
         self._closed = False
         try:
-            self._upgrade()
+            upgrade(self)
+        except StoreUnavailable as error:
+            self.close()
+            cause = str(getattr(error.__cause__, "orig", ""))  # who starts the server may know it all
+            raise StoreUnavailable(str(error) if cause in str(error) else f"{error} ({cause})") from None
         except BaseException:
             self.close()
             raise
 
+    @property
+    def now(self) -> ColumnElement[int]:
+        """The database's clock, in unix seconds: the same for all servers on it."""
+        return self.backend.now
+
     @contextmanager
-    def read(self) -> Iterator[Connection]:
-        """A transaction that sees one state of the database throughout. Raises StoreUnavailable."""
-        with self._errors(), self._engine.connect() as connection:
+    def read(self, seconds: float | None = None) -> Iterator[Connection]:
+        """A transaction that sees one state of the database throughout.
+
+        Raises StoreUnavailable, also where a database across the network takes longer than that (READ_SECONDS).
+        """
+        with self._transaction("read", READ_SECONDS if seconds is None else seconds) as connection:
             yield connection
 
     @contextmanager
@@ -58,17 +64,41 @@ class Database:
 
         An exception inside rolls it back. Raises StoreUnavailable.
         """
-        with self._writing, self._errors(), self._engine.execution_options(writes=True).begin() as connection:
-            self._file.check()
+        with self._my_turn(WRITE_SECONDS), self._transaction("write", WRITE_SECONDS) as connection:
+            self.backend.check()
+            yield connection
+
+    @contextmanager
+    def upgrading(self) -> Iterator[Connection]:
+        """A `write` that may take long, and waits long for another server's."""
+        with self._my_turn(UPGRADE_SECONDS), self._transaction("upgrade", UPGRADE_SECONDS) as connection:
             yield connection
 
     def check_file(self) -> None:
-        """Raises StoreUnavailable where the file is not the one that was opened."""
-        self._file.check()
+        """Raises StoreUnavailable where the database is not the one that was opened."""
+        self.backend.check()
 
     def close(self) -> None:
         self._closed = True
-        self._engine.dispose()
+        self.backend.close()
+
+    @contextmanager
+    def _my_turn(self, seconds: float) -> Iterator[None]:
+        if not self._writing.acquire(timeout=seconds):
+            raise StoreUnavailable("the store cannot be used: others wait to write to it")
+        try:
+            yield
+        finally:
+            self._writing.release()
+
+    @contextmanager
+    def _transaction(self, kind: Kind, seconds: float) -> Iterator[Connection]:
+        """The deadline ends after the connection was given back: to give it back asks the database, too."""
+        engine = self.backend.engine(kind)
+        with self._errors(), self.backend.deadline(seconds) as watch, engine.connect() as connection:
+            watch(connection)
+            with connection.begin():
+                yield connection
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -76,124 +106,10 @@ class Database:
             raise StoreUnavailable("the store is closed")
         try:
             yield
-        except (exc.OperationalError, exc.InterfaceError, exc.InternalError) as error:
-            raise StoreUnavailable(f"the store cannot be used: {error.orig}") from error
         except exc.TimeoutError as error:
             raise StoreUnavailable("the store cannot be used: all its connections are busy") from error
-        except exc.DatabaseError as error:
-            if type(error) is not exc.DatabaseError:  # a mistake of ours
+        except exc.DBAPIError as error:
+            told = self.backend.told(error)
+            if told is None:  # a mistake of ours
                 raise
-            raise StoreUnavailable(f"the store cannot be used: {error.orig}") from error
-
-    def _upgrade(self) -> None:
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-        scripts = ScriptDirectory.from_config(config)
-        with self.read() as connection:
-            if not self._is_older(connection, scripts):
-                return
-        with _migrating, self.write() as connection:
-            if self._is_older(connection, scripts):  # no other process was faster
-                config.attributes["connection"] = connection
-                command.upgrade(config, "head")
-
-    def _is_older(self, connection: Connection, scripts: ScriptDirectory) -> bool:
-        heads = scripts.get_heads()
-        known = {script.revision for script in scripts.walk_revisions()}
-        found = MigrationContext.configure(connection).get_current_heads()
-        if any(revision not in known for revision in found):
-            raise UnsupportedDatabase(
-                f"the database {self.url} has schema {', '.join(found)}, this version of cdvft knows it up to "
-                f"{', '.join(heads)}: use a newer version, or another --database"
-            )
-        if not found and set(inspect(connection).get_table_names()) - {"alembic_version"}:
-            raise UnsupportedDatabase(f"the database {self.url} holds another program's tables; use another --database")
-        return list(found) != heads
-
-
-def sqlite_url(text: str) -> URL:
-    """The URL of a database file, which nothing is done to. Raises UnsupportedDatabase for what is none."""
-    try:
-        url = make_url(text)
-    except exc.ArgumentError:
-        raise UnsupportedDatabase(f"{text!r} is not a database URL; use sqlite:////absolute/path/store.db") from None
-    if url.drivername not in ("sqlite", "sqlite+pysqlite"):
-        raise UnsupportedDatabase(
-            f"{url.drivername} databases are not supported; use sqlite:////absolute/path/store.db"
-        )
-    if not url.database or url.database == ":memory:" or url.query.get("mode") == "memory":
-        raise UnsupportedDatabase("a database in memory would lose its adapters; use sqlite:////absolute/path/store.db")
-    return url
-
-
-def _make_folder(url: URL) -> None:
-    if "uri" not in url.query and url.database:
-        try:
-            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreUnavailable(f"the folder of the database {url} cannot be made: {error}") from error
-
-
-class _File:
-    """Which file the first connection opened."""
-
-    def __init__(self) -> None:
-        self._opened: tuple[str, tuple[int, int]] | None = None
-
-    def opened(self, connection: Any) -> None:
-        """By each new connection. Raises StoreUnavailable where it has another file than the first."""
-        if self._opened is None:
-            path = connection.execute("PRAGMA database_list").fetchall()[0][2]
-            self._opened = path, _identity(path)
-        self.check()
-
-    def check(self) -> None:
-        """Raises StoreUnavailable where another file is in its place, or none."""
-        if self._opened is None:
-            return
-        path, identity = self._opened
-        try:
-            if _identity(path) == identity:
-                return
-        except OSError:
-            pass
-        raise StoreUnavailable("the database file was removed or replaced while the server ran: restart the server")
-
-
-def _identity(path: str) -> tuple[int, int]:
-    found = os.stat(path)
-    return found.st_dev, found.st_ino
-
-
-def _engine(url: URL, file: _File) -> Engine:
-    engine = create_engine(
-        url, connect_args={"timeout": BUSY_SECONDS}, pool_size=8, max_overflow=24, pool_timeout=BUSY_SECONDS
-    )
-
-    @event.listens_for(engine, "do_connect")
-    def before(*_: object) -> None:
-        file.check()  # to open a file that was removed would make a new one
-
-    @event.listens_for(engine, "connect")
-    def connect(connection: Any, _: object) -> None:
-        connection.isolation_level = None  # sqlite3 begins nothing by itself: `begin` below does
-        connection.text_factory = _text
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            connection.execute(f"PRAGMA {pragma}").close()
-        try:
-            file.opened(connection)
-        except BaseException:
-            connection.close()
-            raise
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        writes = connection.get_execution_options().get("writes")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    return engine
-
-
-def _text(data: bytes) -> str:
-    """Text that is no UTF-8 any more can be read and told from good text: it has surrogates."""
-    return data.decode(errors="surrogateescape")
+            raise StoreUnavailable(f"the store cannot be used: {told}") from error

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Text, cast, or_, select
+from sqlalchemy import ColumnElement, Connection, Text, cast, false, or_, select
 
-from cdvft_server.naming import MAX_VERSION, Alias, DigestPrefix, Latest, Selector, Version
+from cdvft_server.naming import MAX_VERSION, Alias, DigestPrefix, Latest, Selector, Version, is_name
 from cdvft_server.store.tables import adapters, aliases, versions
 
 __all__ = ["LATEST", "VersionRow", "fetch", "numbered", "of_adapter", "pointed_at", "selected", "visible"]
@@ -91,6 +91,9 @@ def _parsed(text: str | None) -> Any:
 
 
 def of_adapter(tenant: str, name: str, base_digest: str) -> Sequence[ColumnElement[bool]]:
+    """No row for a name that no adapter can have: PostgreSQL refuses text with NUL or half a surrogate pair."""
+    if not is_name(name) or not is_name(tenant):
+        return (false(),)
     return adapters.c.tenant == tenant, adapters.c.name == name, adapters.c.base_digest == base_digest
 
 

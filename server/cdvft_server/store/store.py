@@ -9,14 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cdvft.files import AdapterFiles
-from sqlalchemy import ColumnElement, Connection, bindparam, delete, exists, insert, select, true, update
+from sqlalchemy import ColumnElement, Connection, bindparam, case, delete, exists, insert, select, true, update
 
 from cdvft_server.exceptions import AmbiguousDigest, Conflict, NotFound
 from cdvft_server.naming import AdapterRef, DigestPrefix
 from cdvft_server.store.blobs import read_files
 from cdvft_server.store.changes import NewVersion, Upload, delete_versions, mend, point, put
-from cdvft_server.store.database import Database
+from cdvft_server.store.database import FILE_SECONDS, Database
 from cdvft_server.store.missing import no_adapter, not_there
+from cdvft_server.store.replicas import Replica, announce
 from cdvft_server.store.rows import LATEST, VersionRow, fetch, numbered, of_adapter, pointed_at, selected, visible
 from cdvft_server.store.tables import adapters, aliases, steps, versions
 from cdvft_server.store.usage import UsageStore
@@ -26,10 +27,12 @@ __all__ = ["Deleted", "Store"]
 
 @dataclass(frozen=True)
 class Deleted:
-    """`bytes_freed` counts stored bytes: a file that another version of the tenant also has is kept and not counted."""
+    """`bytes_freed` counts stored bytes: a file that another version of the tenant also has is kept and not counted.
+    `news_id`: what the other replicas are told by."""
 
     rows: list[VersionRow]
     bytes_freed: int
+    news_id: int
 
 
 class Store:
@@ -38,6 +41,7 @@ class Store:
     def __init__(self, database: Database) -> None:
         self._database = database
         self.usage = UsageStore(database)
+        self._author: str | None = None
 
     @classmethod
     def open(cls, url: str) -> "Store":
@@ -46,6 +50,12 @@ class Store:
 
     def close(self) -> None:
         self._database.close()
+
+    def as_replica(self, base_digest: str) -> Replica:
+        """This server among those on the database; it is not told of what is done through this store."""
+        replica = Replica(self._database, base_digest)
+        self._author = replica.id
+        return replica
 
     def ping(self) -> None:
         """Returns if the database answers and is the one that was opened."""
@@ -72,6 +82,7 @@ class Store:
         upload = Upload(name, new, alias, public, description)
         with self._database.write() as connection:
             outcome = put(connection, tenant, upload)
+            self._announce_pin(connection, outcome[0])
             if step is not None and not _is_done(connection, step):
                 _record(connection, step)
         return outcome
@@ -154,7 +165,7 @@ class Store:
 
     def files(self, version_id: int) -> AdapterFiles:
         """The files of its first upload. Raises NotFound for a deleted version, CorruptBlob where they changed."""
-        with self._database.read() as connection:
+        with self._database.read(FILE_SECONDS) as connection:
             return read_files(connection, version_id)
 
     def set_alias(self, tenant: str, name: str, alias: str, version: int, base_digest: str) -> VersionRow:
@@ -162,6 +173,7 @@ class Store:
         with self._database.write() as connection:
             row = _one(connection, tenant, name, base_digest, version)
             point(connection, row.adapter_id, alias, row.version)
+            self._announce_pin(connection, row)
             return _one(connection, tenant, name, base_digest)
 
     def delete_alias(self, tenant: str, name: str, alias: str, base_digest: str) -> VersionRow:
@@ -181,6 +193,7 @@ class Store:
         with self._database.write() as connection:
             row = _one(connection, tenant, name, base_digest)
             connection.execute(update(adapters).where(adapters.c.id == row.adapter_id).values(pinned=pinned))
+            announce(connection, self._database, self._author, "pinned", row)
             return replace(row, pinned=pinned)
 
     def pinned(self, base_digest: str) -> list[VersionRow]:
@@ -220,16 +233,24 @@ class Store:
                     holders,
                 )
             freed = delete_versions(connection, tenant, rows[0].adapter_id, _is(version))
-        return Deleted(rows, freed)
+            told = announce(connection, self._database, self._author, "deleted", rows[0], gone=rows)
+            self._announce_pin(connection, rows[0])
+        return Deleted(rows, freed, told)
 
     def count_hits(self, hits: Mapping[int, int], now: int) -> None:
         """Add to each version's hits, by id; deleted ones are passed over. `now` is in unix seconds."""
         if not hits:
             return
         counted = update(versions).where(versions.c.id == bindparam("key"))
-        counted = counted.values(hits=versions.c.hits + bindparam("more"), last_used=now)
+        later = case((versions.c.last_used > now, versions.c.last_used), else_=now)
+        counted = counted.values(hits=versions.c.hits + bindparam("more"), last_used=later)
         with self._database.write() as connection:
             connection.execute(counted, [{"key": key, "more": more} for key, more in hits.items()])
+
+    def _announce_pin(self, connection: Connection, row: VersionRow) -> None:
+        """What `latest` names may be another version now."""
+        if row.pinned:
+            announce(connection, self._database, self._author, "pinned", row)
 
 
 def _one(connection: Connection, tenant: str, name: str, base_digest: str, version: int | None = None) -> VersionRow:

@@ -30,6 +30,9 @@ __all__ = [
     "blobs",
     "metadata",
     "names",
+    "news",
+    "receipts",
+    "replicas",
     "steps",
     "usage",
     "usage_writers",
@@ -154,3 +157,35 @@ usage_writers = Table(
     Column("batch", BigInteger, nullable=False, doc="the last that it wrote: none is added twice"),
     Column("written_at", BigInteger, nullable=False, doc="unix seconds"),
 )
+
+replicas = Table(
+    "replicas",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("base_digest", Digest, nullable=False),
+    Column("since", BigInteger, nullable=False, doc="the last of the news when it joined: it hears of those after it"),
+    Column("seen_at", BigInteger, nullable=False, doc="unix seconds by the database's clock"),
+)
+"""The servers on this database; one that was not seen for a while is dead."""
+
+news = Table(
+    "news",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("author", String(32), doc="the replica that knows already"),
+    Column("base_digest", Digest, nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("tenant", Name, nullable=False),
+    Column("name", Name, nullable=False),
+    Column("gone", Json, nullable=False, doc="the versions that were deleted"),
+    Column("at", BigInteger, nullable=False, doc="unix seconds by the database's clock"),
+    sqlite_autoincrement=True,
+)
+
+receipts = Table(
+    "receipts",
+    metadata,
+    Column("news_id", Key, ForeignKey("news.id", name="receipts_news"), primary_key=True, autoincrement=False),
+    Column("replica", String(32), primary_key=True),
+)
+"""Which replica has done what a piece of news asks for."""
