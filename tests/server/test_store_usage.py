@@ -4,20 +4,19 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from cdvft_server.store import Account, Amounts, Store, UsageQuery, UsageStore
 
-from tests.server.store_maker import BASE, digest_of, put, url_of
+from tests.server.store_maker import BASE, digest_of, put
 
 HOUR, DAY = 3600, 86400
 NOON = 1_800_000_000 // DAY * DAY + 12 * HOUR
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store.open(url_of(tmp_path))
+def store(store_url: str) -> Iterator[Store]:
+    opened = Store.open(store_url)
     yield opened
     opened.close()
 
