@@ -5,13 +5,13 @@ of the tenant with the least counter, within a tenant in strict arrival order. I
 nobody overtakes it, so nothing starves. Encoder requests are whole segments: one that is longer than the budget has a
 batch for itself. Where there is one tenant, this is plain arrival order.
 
-Every tenant that waits has floor <= counter <= floor + 2 K / weight. `floor` is the least counter of those that wait,
-as of the last admission or arrival; K the arena's tokens (for encoders the longest input's): what a tenant can still be
-charged for requests that it has in batches. So two tenants that wait are never further apart than 2 K / the smaller
-weight. Of tenants with the same counter the one that has waited for longest goes first.
+Every tenant that waits has floor <= counter <= floor + (2 K + B) / weight. `floor` is the least counter of those that
+wait, as of the last admission or arrival; K the arena's tokens (for encoders the longest input's): what a tenant can
+still be charged for requests that it has in batches; B those of a batch. So two tenants that wait are never further
+apart than (2 K + B) / the smaller weight. Of tenants with the same counter who has waited for longest goes first.
 
-While there are tenants that use little beside others, they are served first among those with the least counter, even in
-the middle of a batch, and `Pace` keeps batches short for them, both as far as its allowance lasts.
+While there are tenants that use little beside others, they are served first, even in the middle of a batch, unless they
+are B ahead of the others; and `Pace` keeps batches short for them. Both as far as its allowance lasts.
 """
 
 from collections import deque
@@ -130,6 +130,8 @@ class Scheduler:
             length = self._admissible(head, account, budget, alone=not shares)
             if not length:
                 break
+            if not only_light:
+                self.accounts.pass_time(account)
             self._admit(head, account)
             shares.append((head, length))
             budget -= length
@@ -137,7 +139,7 @@ class Scheduler:
         return budget
 
     def _small_head(self) -> Sequence | None:
-        """The first to wait of those whose tenant uses little and is not ahead of the others that wait."""
+        """The first to wait of those whose tenant uses little and is at most a batch ahead of the others."""
         first = self.waiting.first()
         while first is not None and self._small:
             own = self._small[0]
@@ -149,10 +151,10 @@ class Scheduler:
         return None
 
     def _may_overtake(self, account: Account, least: Account) -> bool:
-        return account.counter <= least.counter and self.accounts.is_light(account)
+        ahead = (account.counter - least.counter) * account.weight  # the others' batch was charged as a whole
+        return ahead <= self.max_batch_tokens and self.accounts.is_light(account)
 
     def _admit(self, head: Sequence, account: Account) -> None:
-        self.accounts.pass_time(account)
         self.waiting.remove(account, head)
         if self.kv is not None:
             head.span = self.kv.reserve(head.need, self._reach(head, account))

@@ -39,7 +39,7 @@ def advance(scheduler: Scheduler, shares: list[Share]) -> list[Sequence]:
 
 def check_counters(scheduler: Scheduler, longest: int) -> None:
     """The bound that the scheduler states: for every tenant that waits."""
-    most = 2 * (longest if scheduler.kv is None else scheduler.kv.size)
+    most = 2 * (longest if scheduler.kv is None else scheduler.kv.size) + scheduler.max_batch_tokens
     floor = scheduler.accounts.floor
     for own in scheduler.waiting:
         account = scheduler._account[own]
