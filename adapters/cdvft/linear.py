@@ -4,7 +4,7 @@ Gather outside, maths inside: this module picks table rows, a method's `apply` c
 """
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -93,27 +93,41 @@ class AdapterContext:
         self._local = threading.local()
 
     @contextmanager
-    def activate(self, slices: Sequence[BankSlice], merged: Sequence[MergedRun] = ()) -> Iterator[None]:
-        """Apply these adapters inside the block; `merged` in token order. Refuses nesting; always clears, on exceptions
-        too."""
+    def activate(
+        self,
+        slices: Sequence[BankSlice],
+        merged: Sequence[MergedRun] = (),
+        between: Callable[[], None] | None = None,
+    ) -> Iterator[None]:
+        """Apply these adapters inside the block; `merged` in token order. `between` is called as each adapted layer
+        begins. Refuses nesting; always clears, on exceptions too."""
         if getattr(self._local, "plan", None) is not None:
             raise RuntimeError("a batch is active already; adapter contexts do not nest")
         self._local.plan = slices
-        self._local.merged = merged
+        self._local.merged, self._local.between = merged, between
         try:
             yield
         finally:
-            self._local.plan, self._local.merged = None, ()
+            self._clear()
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
         """Another batch may be active inside the block, in the middle of the one that is; then that one goes on."""
-        before = getattr(self._local, "plan", None), self.merged
-        self._local.plan, self._local.merged = None, ()
+        before = getattr(self._local, "plan", None), self.merged, getattr(self._local, "between", None)
+        self._clear()
         try:
             yield
         finally:
-            self._local.plan, self._local.merged = before
+            self._local.plan, self._local.merged, self._local.between = before
+
+    def _clear(self) -> None:
+        self._local.plan, self._local.merged, self._local.between = None, (), None
+
+    def pause(self) -> None:
+        """Let the batch's owner do something else for a moment."""
+        between = getattr(self._local, "between", None)
+        if between is not None:
+            between()
 
     @property
     def merged(self) -> Sequence[MergedRun]:
@@ -152,6 +166,7 @@ class AdaptedLinear(nn.Module):
         return self.linear.weight
 
     def forward(self, x: Tensor) -> Tensor:
+        self.context.pause()
         y: Tensor = self.linear(x) if not self.context.merged else self._by_runs(x)
         self.context.add_delta(self.site, x.reshape(-1, self.site.d_in), y.view(-1, self.site.d_out))
         return y

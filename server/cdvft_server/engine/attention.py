@@ -5,7 +5,6 @@ Registered with transformers as "cdvft_packed"; the model's forward hands our `A
 `cdvft_server.engine.allowlist` refuses bases that ask for any other mask.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -63,13 +62,11 @@ class Kernel(Protocol):
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """One batch's attention. `arena` None: an encoder; else `slots [T]` is the arena token of each packed token.
-    `between` is called before each layer's attention: another batch may run there."""
+    """One batch's attention. `arena` None: an encoder; else `slots [T]` is the arena token of each packed token."""
 
     kernel: Kernel
     arena: KvArena | None = None
     slots: Tensor | None = None
-    between: Callable[[], None] | None = None
 
 
 def packed_attention(  # noqa: PLR0917 - transformers' calling convention
@@ -90,8 +87,6 @@ def packed_attention(  # noqa: PLR0917 - transformers' calling convention
     """
     if attention_mask is not None:
         raise RuntimeError("transformers made a mask for packed attention, which has its own")
-    if packed.between is not None:
-        packed.between()
     heads, length, d = query.shape[1:]
     kv_heads = key.shape[1]
     groups = heads // kv_heads

@@ -5,7 +5,7 @@ Knows models and devices; no requests' lives, no sampling. What differs by famil
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 
 import torch
@@ -42,15 +42,15 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, batch: Batch, between: Callable[[], None] | None = None) -> Output:
-        """The whole forward pass of one batch; the arena then holds its keys and values. `between` is called in each
-        layer, and may run other sequences' batches while this one's adapters are suspended."""
-        with self.context.activate(batch.slices, batch.merged):
+        """The whole forward pass of one batch; the arena then holds its keys and values. `between` is called as each
+        adapted layer begins, and may run other sequences' batches while this one's adapters are suspended."""
+        with self.context.activate(batch.slices, batch.merged, between):
             hidden = self.backbone.model(
                 input_ids=self._packed(batch, lambda s: s.ids),
                 position_ids=self._packed(batch, self._positions),
                 attention_mask=None,
                 use_cache=False,
-                packed=replace(self._plan(batch), between=between),
+                packed=self._plan(batch),
                 **self._type_ids(batch),
             ).last_hidden_state[0]
         rows = [segment.stop - 1 for segment in batch.sampled]
