@@ -3,6 +3,7 @@
 import ctypes
 import gc
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,6 +114,12 @@ def test_plans_end_with_their_last_use() -> None:
     del made
     gc.collect()
     assert sorted(freed) == sorted(both)
+
+
+def test_a_library_of_an_older_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    any_other = Path(torch.__file__).parent / "lib" / "libshm.so"
+    monkeypatch.setattr(native, "_path", lambda: any_other)
+    assert missing.__wrapped__() == "native.c was compiled for another version: install the package again"
 
 
 def test_a_length_that_mkl_refuses_is_torchs() -> None:

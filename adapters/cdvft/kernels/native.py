@@ -50,8 +50,11 @@ def library() -> ctypes.CDLL | None:
 @cache
 def missing() -> str | None:
     """What this machine lacks to run native.c."""
-    if _path() is None:
+    path = _path()
+    if path is None:
         return "native.c was not compiled: no C compiler at install"
+    if not hasattr(ctypes.CDLL(str(path)), "cdvft_bind"):
+        return "native.c was compiled for another version: install the package again"
     try:
         found = _torch()
     except OSError:
