@@ -26,10 +26,10 @@ def failing_forward(served: Served, fails: Callable[[Segment], bool]) -> Iterato
     runner = served.engine._core.runner
     run = runner.run
 
-    def injected(batch: Batch) -> Any:
+    def injected(batch: Batch, *more: Any) -> Any:
         if any(fails(segment) for segment in batch.segments):
             raise Injected
-        return run(batch)
+        return run(batch, *more)
 
     runner.run = injected  # type: ignore[method-assign]
     try:
@@ -124,10 +124,10 @@ def test_memory_that_the_allocator_refuses(llama, decoder) -> None:
         victim = served.request(LONG, own, sampling=params(20))
         run = served.engine._core.runner.run
 
-        def greedy(batch: Batch) -> Any:
+        def greedy(batch: Batch, *more: Any) -> Any:
             if any(segment.sequence.request.id == victim.id for segment in batch.segments):
                 torch.empty(1 << 62, dtype=torch.uint8)
-            return run(batch)
+            return run(batch, *more)
 
         served.engine._core.runner.run = greedy  # type: ignore[method-assign]
         other = served.request(PROMPT, own, sampling=params(12))
