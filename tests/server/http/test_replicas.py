@@ -9,6 +9,7 @@ import pytest
 from cdvft.backbone import Backbone
 from cdvft.checkpoint import adapter_files
 from cdvft_server.config import ServeConfig
+from cdvft_server.store import cache_key
 
 from tests.server.http.harness import WAIT, Live, wait_until
 from tests.server.postgres import Postgres, execute
@@ -79,7 +80,7 @@ def test_a_delete_drains_on_both(pair: tuple[Live, Live], llama: Backbone) -> No
     one, two = pair
     digest = put(one, llama, "leaving", 20)["digest"]
     alone = text_of(two.complete("leaving", **LONG))
-    wait_until(lambda: two.service._parts.pool.is_resident(digest))
+    wait_until(lambda: two.service._parts.pool.is_resident(cache_key("default", digest)))
     body = {"model": "leaving", "prompt": "the cat", "temperature": 0, "stream": True, **LONG}
     held = two.service._parts.flights.open("default", "leaving")  # a call that ends when this test says so
     held.version_id = two.service._parts.store.get("default", "leaving", llama.info.digest).id
@@ -101,7 +102,7 @@ def test_a_delete_drains_on_both(pair: tuple[Live, Live], llama: Backbone) -> No
     for live in pair:
         live.wait_until_idle()
         pool = live.service._parts.pool
-        assert not pool.is_resident(digest)
+        assert not pool.is_resident(cache_key("default", digest))
         assert digest not in pool.host
 
 
@@ -123,9 +124,9 @@ def test_a_pin_is_followed(pair: tuple[Live, Live], llama: Backbone) -> None:
 
     assert one.client.put("/v1/adapters/stays", json={"pinned": True}).status_code == 200
     wait_until(lambda: pinned() == [1, 1])
-    assert two.service._parts.pool.is_resident(first)
+    assert two.service._parts.pool.is_resident(cache_key("default", first))
     second = put(two, llama, "stays", 31)["digest"]
-    wait_until(lambda: one.service._parts.pool.is_resident(second) and pinned() == [1, 1])
+    wait_until(lambda: one.service._parts.pool.is_resident(cache_key("default", second)) and pinned() == [1, 1])
     assert two.client.put("/v1/adapters/stays", json={"pinned": False}).status_code == 200
     wait_until(lambda: pinned() == [0, 0])
 
