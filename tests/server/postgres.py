@@ -57,7 +57,11 @@ class Postgres:
 
     def emptied(self) -> str:
         """The URL of a store without content, quicker than a new database."""
-        self.execute(f"TRUNCATE {', '.join(metadata.tables)} RESTART IDENTITY")
+        self.execute(
+            f"TRUNCATE {', '.join(metadata.tables)} RESTART IDENTITY",
+            "INSERT INTO tenants (name, weight, created_at) VALUES ('default', 1, 0)",
+            "INSERT INTO settings (name, value) VALUES ('authentication_required', 'false')",
+        )
         return self.url()
 
     @contextmanager

@@ -198,7 +198,7 @@ def test_variables_are_checked_like_options() -> None:
     ("options", "message"),
     [
         (["--database", "foo.db"], "'foo.db' is not a database URL; use sqlite:////absolute/path/store.db"),
-        (["--database", "postgresql://u@h/db"], "postgresql databases are not supported"),
+        (["--database", "mysql://u@h/db"], "mysql databases are not supported"),
         (["--adapters", "/nope"], "--adapters /nope: no such folder"),
         (["--base", "./nowhere"], "no config.json there"),
         (["--base", "path/to/roberta-base"], "--base path/to/roberta-base: no such folder"),
@@ -528,12 +528,13 @@ def test_several_adapters_after_one_option_and_an_encoder_announces_no_generatio
 def test_a_base_without_adapters_announces_how_to_upload_one(folder: Path) -> None:
     server = start(folder / "empty.db", "--base", str(folder / "roberta"))
     text = wait_for_line(server, "upload an adapter:")
-    assert text.splitlines()[-4:] == [
+    told = [
         f"roberta is ready on {server.url} with 0 adapters",
         NO_KEY,
         "upload an adapter:",
         f"  cdvft push DIR --server {server.url}",
     ]
+    assert "\n".join(told) in text
     assert server.stop() == 0
 
 

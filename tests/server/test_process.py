@@ -23,13 +23,13 @@ async def main():
     with tempfile.TemporaryDirectory() as folder:
         service = await Service.start(ServeConfig(database=f"sqlite:///{folder}/store.db", threads=2))
         engine = service._parts.engine
-        schedule = engine._core._schedule
+        schedule = engine._core.scheduler.schedule
 
         def spy():
             seen["engine"] = torch.get_num_threads()
             return schedule()
 
-        engine._core._schedule = spy
+        engine._core.scheduler.schedule = spy
         seen["loop"] = torch.get_num_threads()
         seen["worker"] = await service._parts.workers.run(torch.get_num_threads)
         from cdvft_server.engine import Request, SamplingParams

@@ -8,6 +8,7 @@ import pytest
 from cdvft.backbone import Backbone
 from cdvft.checkpoint import adapter_files
 from cdvft_server.config import ServeConfig
+from cdvft_server.store import cache_key
 
 from tests.server.http.harness import Fleet, Live, error_of, wait_until
 from tests.server.postgres import SECONDS, Postgres
@@ -60,7 +61,7 @@ def test_an_outage(fleet: Fleet, cut: Proxy) -> None:
     fleet.add("cold", random_adapter(base, 3))
     live.classify(["judge", "judge"], ["the cat", "the dog"])
     assert live.complete("cold").status_code == 200
-    live.service._residency.discard(fleet.adapters["cold"].digest)
+    live.service._residency.discard(cache_key("default", fleet.adapters["cold"].digest))
     assert "x-adapter-stale" not in before.headers
 
     cut.cut()
