@@ -67,6 +67,25 @@ def test_tenants_and_their_keys(fleet: Fleet, operator: Live) -> None:
         assert acme.complete("poet").status_code == 401
 
 
+def test_an_operator_sees_what_every_tenant_used(fleet: Fleet, operator: Live) -> None:
+    operator.post(TENANTS, {"name": "acme"})
+    secrets = [operator.post(KEYS, {"tenant": name}).json()["key"] for name in ("acme", "default")]
+    for secret in secrets:
+        with fleet.live.acting(secret) as own:
+            assert own.complete("tiny-llama").status_code == 200
+
+    def used(live: Live, **query: str) -> dict[str, int]:
+        answer = live.get("/v1/usage", params={"group_by": "tenant", **query})
+        return {row["tenant"]: row["requests"] for row in answer.json()["data"]}
+
+    assert used(operator, tenant="*") == {"acme": 1, "default": 1}
+    assert used(operator, tenant="acme") == {"acme": 1}
+    with fleet.live.acting(secrets[0]) as acme:
+        assert used(acme) == {"acme": 1}
+        refused = acme.get("/v1/usage", params={"tenant": "default"})
+        assert (refused.status_code, error_of(refused)["code"]) == (403, "forbidden")
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "code"),
     [
