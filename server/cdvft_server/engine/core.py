@@ -37,8 +37,8 @@ class Counters:
 
 
 class Core:
-    """`forget(request_id)` is called as a request ends, before its last event; `let_in()` in each layer of a batch: it
-    may add to the scheduler who has arrived."""
+    """`forget(request_id)` is called as a request ends, before its last event; `let_in()` as each
+    adapted layer of a batch begins: it may add to the scheduler who has arrived."""
 
     def __init__(
         self,

@@ -234,7 +234,7 @@ class Engine:
         return deadline is None or (self._scheduler.has_work and time.monotonic() < deadline)
 
     def _let_in(self) -> None:
-        if not self._arrivals:  # in each layer of a batch; what comes a moment later is seen in the next
+        if not self._arrivals:  # as each adapted layer begins; what comes a moment later is seen in the next
             return
         with self._changed:
             for sequence in self._arrivals:

@@ -8,8 +8,10 @@ import hmac
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from cdvft_server.addresses import is_loopback
+from cdvft_server.administration import Scope
 from cdvft_server.config import ServeConfig
 from cdvft_server.errors import ApiError
 from cdvft_server.exceptions import StoreUnavailable
@@ -19,7 +21,7 @@ from cdvft_server.store import DEFAULT_TENANT, SECRET, Found, KeyRow, Store, Ten
 
 __all__ = ["KEYLESS_SCOPES", "SCOPES", "Access", "Caller", "keys_required"]
 
-SCOPES = ("infer", "upload", "admin")
+SCOPES = get_args(Scope)
 KEYLESS_SCOPES = ("infer", "upload")  # who only reaches the port cannot make keys that lock out everybody else
 MAX_KNOWN = 10_000  # keys
 NO_LIMITS = TenantLimits()

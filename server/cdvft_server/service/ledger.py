@@ -9,13 +9,13 @@ from cdvft_server.service.flushing import Flushing
 from cdvft_server.service.metering import Use
 from cdvft_server.service.workers import Workers
 from cdvft_server.store import Account, Amounts, UsageStore
+from cdvft_server.store.usage import HOUR
 
 __all__ = ["Ledger"]
 
 log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 0.5  # and the write after it: a kill loses no more than a second
-HOUR = 3600
 MOST_PENDING = 100_000  # (hour, account) that wait for a store that is away
 
 Pending = dict[tuple[int, Account], Amounts]

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, and_, bindparam, func, insert, select, update
 
 from cdvft_server.exceptions import Conflict, UnknownKey
 from cdvft_server.store.database import Database
+from cdvft_server.store.paging import page_of
 from cdvft_server.store.tables import keys, settings, tenants
 from cdvft_server.store.tenants import DEFAULT_TENANT, LIMITS, TenantLimits, limits_of, lock_tenant
 
@@ -110,17 +111,12 @@ class Keys:
         self, limit: int | None = None, after: str | None = None, tenant: str | None = None
     ) -> tuple[list[KeyRow], bool]:
         """Newest first, and whether there are more. Raises UnknownKey for an `after` that is not there."""
-        page = select(keys).order_by(keys.c.number.desc())
-        if tenant is not None:
-            page = page.where(keys.c.tenant == tenant)
+        rows = select(keys) if tenant is None else select(keys).where(keys.c.tenant == tenant)
+        unknown = UnknownKey(f"there is no key {after!r} to list after")
+        place = {"number": keys.c.number, "name": keys.c.id}
         with self._database.read() as connection:
-            if after is not None:
-                place = connection.scalar(select(keys.c.number).where(keys.c.id == after))
-                if place is None:
-                    raise UnknownKey(f"there is no key {after!r} to list after")
-                page = page.where(keys.c.number < place)
-            found = connection.execute(page.limit(None if limit is None else limit + 1)).mappings().all()
-        return [_row(row) for row in found[:limit]], limit is not None and len(found) > limit
+            found, more = page_of(connection, rows, **place, limit=limit, after=after, unknown=unknown)
+        return [_row(row) for row in found], more
 
     def revoke(self, key_id: str, now: int) -> KeyRow:
         """No request that comes from now on is let in by it. Raises UnknownKey; does nothing to one that is revoked."""

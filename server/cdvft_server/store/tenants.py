@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, Connection, delete, distinct, func, insert
 from cdvft_server.exceptions import Conflict, QuotaExceeded, UnknownTenant
 from cdvft_server.store.changes import delete_versions
 from cdvft_server.store.database import Database
+from cdvft_server.store.paging import page_of
 from cdvft_server.store.replicas import announce
 from cdvft_server.store.rows import LATEST, VersionRow, fetch
 from cdvft_server.store.tables import adapters, aliases, blobs, keys, tenants
@@ -99,15 +100,11 @@ class Tenants:
 
     def page(self, limit: int | None = None, after: str | None = None) -> tuple[list[TenantRow], bool]:
         """Newest first, and whether there are more. Raises UnknownTenant for an `after` that is not there."""
-        page = STATEMENT.order_by(tenants.c.id.desc())
+        unknown = UnknownTenant(f"there is no tenant {after!r} to list after")
+        place = {"number": tenants.c.id, "name": tenants.c.name}
         with self._database.read() as connection:
-            if after is not None:
-                place = connection.scalar(select(tenants.c.id).where(tenants.c.name == after))
-                if place is None:
-                    raise UnknownTenant(f"there is no tenant {after!r} to list after")
-                page = page.where(tenants.c.id < place)
-            found = connection.execute(page.limit(None if limit is None else limit + 1)).mappings().all()
-        return [_row(row) for row in found[:limit]], limit is not None and len(found) > limit
+            found, more = page_of(connection, STATEMENT, **place, limit=limit, after=after, unknown=unknown)
+        return [_row(row) for row in found], more
 
     def remove(self, name: str, *, with_adapters: bool = False) -> list[RemovedAdapter]:
         """The tenant with its keys; what went with it, of every base. The replicas hear of it.
