@@ -174,3 +174,30 @@ def test_times_to_expire(when: str | int, at: int) -> None:
 def test_no_times_to_expire(when: str | int) -> None:
     with pytest.raises(ValueError, match=r"neither a time from now|not in the future"):
         parse_expiry(when, 1000)
+
+
+@pytest.mark.parametrize("odd", ["\0", "a\0b", "\udcff", "", "../x"])
+def test_what_no_database_can_be_asked_for_is_not_there(store_url: str, odd: str) -> None:
+    """PostgreSQL's driver refuses a NUL and half a surrogate pair with errors of its own."""
+    store = Store.open(store_url)
+    try:
+        for missing in (
+            lambda: store.tenants.get(odd),
+            lambda: store.tenants.set(odd, {"weight": 2.0}),
+            lambda: store.tenants.page(2, odd),
+            lambda: store.tenants.remove(odd),
+            lambda: store.keys.create(odd, ["infer"], None, 0),
+        ):
+            with pytest.raises(UnknownTenant, match="there is no tenant"):
+                missing()
+        for no_key in (
+            lambda: store.keys.get(odd),
+            lambda: store.keys.revoke(odd, 0),
+            lambda: store.keys.rotate(odd, 0, None, 0),
+            lambda: store.keys.page(2, odd),
+        ):
+            with pytest.raises(UnknownKey, match="there is no key"):
+                no_key()
+        assert store.keys.page(tenant=odd) == ([], False)
+    finally:
+        store.close()

@@ -47,7 +47,15 @@ def _groups(value: str) -> str:
     return value
 
 
+def _askable(value: str) -> str:
+    """PostgreSQL cannot even be asked for what has a NUL."""
+    if "\0" in value:
+        raise ValueError("has a NUL character; leave it out")
+    return value
+
+
 WRITTEN = {"anyOf": [{"type": "integer"}, {"type": "string", "format": "date-time"}]}
+Text = Annotated[str, AfterValidator(_askable)]
 Moment = Annotated[int, BeforeValidator(_moment), WithJsonSchema(WRITTEN)]
 
 
@@ -61,10 +69,10 @@ class _UsageFields(BaseModel):
     group_by: Annotated[str, AfterValidator(_groups)] = Field(
         "adapter", description=f"Some of {', '.join(GROUPS)}, with commas; adapter if left out"
     )
-    adapter: str | None = Field(None, description="Only this adapter: NAME, or OWNER/NAME, or the base's served name")
-    tenant: str | None = Field(None, description="With the scope admin: another tenant, or * for all")
+    adapter: Text | None = Field(None, description="Only this adapter: NAME, or OWNER/NAME, or the base's served name")
+    tenant: Text | None = Field(None, description="With the scope admin: another tenant, or * for all")
     limit: int | None = Field(None, ge=1, le=100, description="20 if left out; as CSV all")
-    after: str | None = Field(None, description="An entry's id, from last_id")
+    after: Text | None = Field(None, description="An entry's id, from last_id")
     format: Literal["json", "csv"] | None = Field(None, description="Else what Accept asks for")
 
 

@@ -5,6 +5,7 @@ people choose. Every method is one transaction.
 """
 
 import hashlib
+import re
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, bindparam, func, insert, select, update
 
 from cdvft_server.exceptions import Conflict, UnknownKey
+from cdvft_server.naming import is_name
 from cdvft_server.store.database import Database
 from cdvft_server.store.paging import page_of
 from cdvft_server.store.tables import keys, settings, tenants
@@ -22,6 +24,7 @@ __all__ = ["SECRET", "Candidate", "Found", "KeyRow", "Keys", "hash_of", "lookup_
 
 SECRET = "cdvft-"  # what every key begins with
 SHOWN = len(SECRET) + 6  # characters of a key in lists
+ID = re.compile(r"key_[0-9a-f]{24}")
 LOOKUP = 16  # hex digits: two keys share them once in a billion years
 REQUIRED = "authentication_required"
 OWNER = func.coalesce(keys.c.tenant, DEFAULT_TENANT)
@@ -111,6 +114,10 @@ class Keys:
         self, limit: int | None = None, after: str | None = None, tenant: str | None = None
     ) -> tuple[list[KeyRow], bool]:
         """Newest first, and whether there are more. Raises UnknownKey for an `after` that is not there."""
+        if after is not None:
+            _check(after, " to list after")
+        if tenant is not None and not is_name(tenant):
+            return [], False
         rows = select(keys) if tenant is None else select(keys).where(keys.c.tenant == tenant)
         unknown = UnknownKey(f"there is no key {after!r} to list after")
         place = {"number": keys.c.number, "name": keys.c.id}
@@ -120,6 +127,7 @@ class Keys:
 
     def revoke(self, key_id: str, now: int) -> KeyRow:
         """No request that comes from now on is let in by it. Raises UnknownKey; does nothing to one that is revoked."""
+        _check(key_id)
         with self._database.write() as connection:
             mine = and_(keys.c.id == key_id, keys.c.revoked_at.is_(None))
             connection.execute(update(keys).where(mine).values(revoked_at=now))
@@ -177,7 +185,14 @@ def _set_required(connection: Connection, required: bool) -> None:
     connection.execute(update(settings).where(settings.c.name == REQUIRED).values(value=str(required).lower()))
 
 
+def _check(key_id: str, why: str = "") -> None:
+    """PostgreSQL cannot even be asked for what has a NUL or half a surrogate pair. Raises UnknownKey."""
+    if ID.fullmatch(key_id) is None:
+        raise UnknownKey(f"there is no key {key_id[:100]!r}{why}")
+
+
 def _one(connection: Connection, key_id: str) -> KeyRow:
+    _check(key_id)
     found = connection.execute(select(keys).where(keys.c.id == key_id)).mappings().one_or_none()
     if found is None:
         raise UnknownKey(f"there is no key {key_id[:100]!r}")

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, delete, distinct, func, insert, select, true, update
 
 from cdvft_server.exceptions import Conflict, QuotaExceeded, UnknownTenant
+from cdvft_server.naming import is_name
 from cdvft_server.store.changes import delete_versions
 from cdvft_server.store.database import Database
 from cdvft_server.store.paging import page_of
@@ -88,6 +89,7 @@ class Tenants:
 
     def set(self, name: str, changes: Mapping[str, Any]) -> TenantRow:
         """Change limits (None lifts one) and `weight`, by their names. Raises UnknownTenant."""
+        _check(name)
         with self._database.write() as connection:
             if changes:
                 connection.execute(update(tenants).where(tenants.c.name == name).values(**changes))
@@ -101,6 +103,8 @@ class Tenants:
     def page(self, limit: int | None = None, after: str | None = None) -> tuple[list[TenantRow], bool]:
         """Newest first, and whether there are more. Raises UnknownTenant for an `after` that is not there."""
         unknown = UnknownTenant(f"there is no tenant {after!r} to list after")
+        if after is not None and not is_name(after):
+            raise unknown
         place = {"number": tenants.c.id, "name": tenants.c.name}
         with self._database.read() as connection:
             found, more = page_of(connection, STATEMENT, **place, limit=limit, after=after, unknown=unknown)
@@ -132,10 +136,11 @@ class Tenants:
 
 def lock_tenant(connection: Connection, name: str) -> TenantLimits:
     """Until the transaction ends no other one stores anything for the tenant, or removes it. Raises UnknownTenant."""
+    _check(name)
     here = select(*(tenants.c[limit] for limit in LIMITS)).where(tenants.c.name == name)
     found = connection.execute(here.with_for_update()).mappings().one_or_none()
     if found is None:
-        raise UnknownTenant(f"there is no tenant {name!r}")
+        raise _unknown(name)
     return TenantLimits(**found)
 
 
@@ -158,10 +163,21 @@ def limits_of(row: Mapping[Any, Any]) -> TenantLimits:
 
 
 def _one(connection: Connection, name: str) -> TenantRow:
+    _check(name)
     found = connection.execute(STATEMENT.where(tenants.c.name == name)).mappings().one_or_none()
     if found is None:
-        raise UnknownTenant(f"there is no tenant {name!r}")
+        raise _unknown(name)
     return _row(found)
+
+
+def _check(name: str) -> None:
+    """PostgreSQL cannot even be asked for what has a NUL or half a surrogate pair. Raises UnknownTenant."""
+    if not is_name(name):
+        raise _unknown(name)
+
+
+def _unknown(name: str) -> UnknownTenant:
+    return UnknownTenant(f"there is no tenant {name[:100]!r}")
 
 
 def _row(found: Mapping[Any, Any]) -> TenantRow:

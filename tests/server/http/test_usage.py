@@ -254,6 +254,7 @@ def test_ranges_that_have_it(decoder: Fleet, query: dict[str, Any]) -> None:
         ({"limit": 101}, "limit"),
         ({"after": "x", "group_by": "hour"}, "after"),
         ({"after": "x", "group_by": "version"}, "after"),
+        *(({name: "a\0b"}, name) for name in ("after", "adapter", "tenant")),
         ({"format": "xml"}, "format"),
         ({"colour": "red"}, "colour"),
     ],
