@@ -2,20 +2,22 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from cdvft_server.answers import AdapterBody, AdapterDetails, AdapterList, Deleted
 from cdvft_server.bodies import JsonRoute
 from cdvft_server.forms import UPLOAD_SCHEMA, upload_form
-from cdvft_server.routes.common import ListQuery, Reading, ServiceOf, Uploading, errors
+from cdvft_server.routes.common import ListQuery, Reading, ServiceOf, Uploading, errors, query_is_known
 from cdvft_server.schemas import AdapterChange, AliasBody
 from cdvft_server.service import Page
 
 __all__ = ["router"]
 
-router = APIRouter(route_class=JsonRoute, prefix="/v1/adapters", tags=["adapters"])
+router = APIRouter(
+    route_class=JsonRoute, prefix="/v1/adapters", tags=["adapters"], dependencies=[Depends(query_is_known)]
+)
 
 SAME = {"model": AdapterBody, "description": "The name has this content already"}
 ZIP: dict[int | str, dict[str, Any]] = {
@@ -52,7 +54,7 @@ async def list_adapters(query: Annotated[ListQuery, Query()], service: ServiceOf
     return _list(page, page.rows[-1].id if page.rows else None)
 
 
-@router.get("/{name}", responses=errors(404, 503))
+@router.get("/{name}", responses=errors(400, 404, 503))
 async def describe(name: str, service: ServiceOf, caller: Reading) -> AdapterDetails:
     """The version that `latest` names."""
     return await service.catalog.describe(caller.tenant, name)
@@ -89,7 +91,7 @@ async def set_alias(name: str, alias: str, body: AliasBody, service: ServiceOf, 
     return await service.catalog.set_alias(caller.tenant, name, alias, body.version)
 
 
-@router.delete("/{name}/aliases/{alias}", responses=errors(404, 409, 503))
+@router.delete("/{name}/aliases/{alias}", responses=errors(400, 404, 409, 503))
 async def delete_alias(name: str, alias: str, service: ServiceOf, caller: Uploading) -> AdapterDetails:
     """Remove a pointer; `latest` can only be moved."""
     return await service.catalog.delete_alias(caller.tenant, name, alias)

@@ -2,17 +2,17 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from cdvft_server.administration import KeyRequest, RotateRequest, TenantChange, TenantRequest
 from cdvft_server.answers import KeyBody, KeyList, KeyRotated, KeySecret, TenantBody, TenantDeleted, TenantList
 from cdvft_server.bodies import JsonRoute
-from cdvft_server.routes.common import Administering, ListQuery, ServiceOf, errors
+from cdvft_server.routes.common import Administering, ListQuery, ServiceOf, errors, query_is_known
 
 __all__ = ["router"]
 
-router = APIRouter(route_class=JsonRoute, prefix="/v1/admin", tags=["admin"])
+router = APIRouter(route_class=JsonRoute, prefix="/v1/admin", tags=["admin"], dependencies=[Depends(query_is_known)])
 BODY = (400, 408, 413, 415, 503)
 
 
@@ -38,7 +38,7 @@ async def list_tenants(query: Annotated[ListQuery, Query()], service: ServiceOf,
     return await service.admin.list_tenants(query.limit, query.after)
 
 
-@router.get("/tenants/{name}", responses=errors(404, 503))
+@router.get("/tenants/{name}", responses=errors(400, 404, 503))
 async def describe_tenant(name: str, service: ServiceOf, caller: Administering) -> TenantBody:
     """Its limits, and what it has."""
     return await service.admin.describe_tenant(name)
@@ -70,13 +70,13 @@ async def list_keys(query: Annotated[_KeyQuery, Query()], service: ServiceOf, ca
     return await service.admin.list_keys(query.limit, query.after, query.tenant)
 
 
-@router.get("/keys/{id}", responses=errors(404, 503))
+@router.get("/keys/{id}", responses=errors(400, 404, 503))
 async def describe_key(id: str, service: ServiceOf, caller: Administering) -> KeyBody:
     """Whose it is, what it may, until when."""
     return await service.admin.describe_key(id)
 
 
-@router.delete("/keys/{id}", responses=errors(404, 503))
+@router.delete("/keys/{id}", responses=errors(400, 404, 503))
 async def revoke_key(id: str, service: ServiceOf, caller: Administering) -> KeyBody:
     """Let nobody in by it, from the answer on; it stays in lists."""
     return await service.admin.revoke_key(id)

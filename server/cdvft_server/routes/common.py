@@ -21,6 +21,7 @@ __all__ = [
     "Uploading",
     "WantedMode",
     "errors",
+    "query_is_known",
 ]
 
 ANSWERED_BY: dict[str, Any] = {
@@ -80,6 +81,13 @@ async def _wanted_mode(
 
 
 WantedMode = Annotated[Mode, Depends(_wanted_mode)]
+
+
+async def query_is_known(request: Request) -> None:
+    """For routes that take no query: who sends one means something that would not happen. Raises ApiError."""
+    if request.query_params and not request.scope["route"].dependant.query_params:
+        field = next(iter(request.query_params))
+        raise invalid(f"unknown field {field[:80]!r} in the query; {request.method} takes none here", field[:80])
 
 
 class ListQuery(BaseModel):

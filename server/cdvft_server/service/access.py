@@ -25,6 +25,8 @@ SCOPES = get_args(Scope)
 KEYLESS_SCOPES = ("infer", "upload")  # who only reaches the port cannot make keys that lock out everybody else
 MAX_KNOWN = 10_000  # keys
 NO_LIMITS = TenantLimits()
+OTHER = " "  # no key is that
+NO_BEARER = "the header Authorization is not 'Bearer KEY', or is there more than once; send it once, in this form"
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,9 @@ class Access:
         if self.required:
             raise ApiError(
                 "invalid_api_key",
-                f"the API key does not begin with {SECRET}: send one that `cdvft keys create` printed"
+                NO_BEARER
+                if sent == OTHER
+                else f"the API key does not begin with {SECRET}: send one that `cdvft keys create` printed"
                 if sent
                 else "there is no API key; send it as 'Authorization: Bearer KEY' (cdvft keys create makes one)",
             )
@@ -112,12 +116,12 @@ def keys_required(database: str) -> bool:
 
 
 def _secret(authorization: Sequence[str]) -> str:
-    """The key; "" where none is sent. Raises ApiError for anything but one `Bearer KEY`."""
+    """The key; "" where none is sent, OTHER for anything but one `Bearer KEY`."""
     if not authorization:
         return ""
     scheme, _, secret = authorization[0].strip().partition(" ")
     if len(authorization) > 1 or scheme.lower() != "bearer":
-        return " "
+        return OTHER
     return secret.strip()
 
 

@@ -57,7 +57,8 @@ def test_from_the_first_key_on_one_is_needed(tiny_server: Any) -> None:
     ):
         refused(live.get("/v1/models", headers={"authorization": sent.encode()}))
     twice = [("authorization", f"Bearer {infer}")] * 2
-    refused(live.client.get("/v1/models", headers=twice))
+    for odd in (twice, {"authorization": infer}, {"authorization": f"Basic {infer}"}):
+        assert "is not 'Bearer KEY', or is there more than once" in refused(live.client.get("/v1/models", headers=odd))
     for path in ("/nowhere", "/v1/admin/keys", "/v1/adapters/writer"):
         refused(live.get(path))
     with live.acting(infer) as mine:
