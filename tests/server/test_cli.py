@@ -530,7 +530,7 @@ def test_a_base_without_adapters_announces_how_to_upload_one(folder: Path) -> No
     text = wait_for_line(server, "upload an adapter:")
     told = [
         f"roberta is ready on {server.url} with 0 adapters",
-        NO_KEY,
+        f"{NO_KEY} (cdvft keys create --tenant default --database sqlite:///{folder / 'empty.db'})",
         "upload an adapter:",
         f"  cdvft push DIR --server {server.url}",
     ]

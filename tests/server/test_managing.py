@@ -32,16 +32,24 @@ def test_tenants_are_managed(run: Run, tmp_path: Path) -> None:
     assert (made["id"], made["max_adapters"], made["tokens_per_minute"], made["weight"]) == ("acme", 3, 1000, 2.0)
     changed = run("tenants", "set", "acme", "--max-adapters", "none", "--max-concurrent", "4")
     assert (changed["max_adapters"], changed["tokens_per_minute"], changed["max_concurrent"]) == (None, 1000, 4)
+    for size, bytes_ in (("10GiB", 10 << 30), ("1.5kB", 1500), ("0", 0), ("none", None)):
+        assert run("tenants", "set", "acme", "--max-bytes", size)["max_bytes"] == bytes_
     assert [row["id"] for row in run("tenants", "list")] == ["acme", "default"]
     store = Store.open(url_of(tmp_path))
     put(store, "poet", "one", "acme")
     store.close()
-    assert "'acme' has 1 adapters" in run("tenants", "rm", "acme", code=1).output
+    assert "'acme' has 1 adapter: delete them first, or with the tenant (--with-adapters" in (
+        run("tenants", "rm", "acme", code=1).output
+    )
     assert run("tenants", "rm", "acme", "--with-adapters")["adapters_deleted"] == 1
     for args, code, message in (
         (("create", "default"), 1, "there is a tenant 'default' already"),
         (("create", "a b"), 1, "tenant name 'a b' is not allowed"),
-        (("create", "a", "--max-bytes", "-1"), 2, "'-1' is neither a number nor none"),
+        (("create", "a", "--max-adapters", "-1"), 2, "'-1' is neither a number nor none"),
+        (("create", "a", "--max-bytes", "-1"), 2, "'-1' is neither a number of bytes, such as 10GiB, nor none"),
+        (("create", "a", "--max-bytes", "9e999GiB"), 2, "is neither a number of bytes"),
+        (("set", "default", "--max-bytes", "9999EiB"), 2, "--max-bytes: Input should be less than"),
+        (("set", b"\xff".decode(errors="surrogateescape")), 1, "there is no tenant"),
         (("set", "default", "--requests-per-minute", "0"), 2, "--requests-per-minute: Input should be greater than"),
         (("set", "default", "--weight", "none"), 2, "--weight"),
         (("set", "acme"), 1, "there is no tenant 'acme'"),

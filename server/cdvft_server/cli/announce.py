@@ -8,27 +8,30 @@ from itertools import islice
 from urllib.parse import urlsplit
 
 from cdvft_client import Adapter, AuthenticationError, CDVFTError, Client
+from sqlalchemy import make_url
 
 from cdvft_server.addresses import is_loopback
+from cdvft_server.config import default_database
 from cdvft_server.demo.language import TOPICS, WRITERS, language
 
 __all__ = ["announcement"]
 
 PROMPT, TEXT = "Once upon a time", "This is the best day of the year."
 MOST = 1000  # adapters to look at: they are asked for in pages
-NO_KEY = "only this machine is listened to, and no key is needed until one is made (cdvft keys create)"
-ANYBODY = "no key is needed: whoever reaches it may use and change it, until a key is made (cdvft keys create)"
+NO_KEY = "only this machine is listened to, and no key is needed until one is made"
+ANYBODY = "no key is needed: whoever reaches it may use and change it, until a key is made"
 NEEDED = "every request needs a key"
 DEMO = "Demo"  # the description of the adapters that come with the embedded base
 
 
-def announcement(url: str, *, embedded: bool) -> str:
+def announcement(url: str, *, embedded: bool, database: str) -> str:
     """Asks the server at `url` for its models, with the key in CDVFT_API_KEY where it wants one; else there is only the
-    address to tell, and that."""
+    address to tell, and how to make a key in its `database`."""
+    make_key = f"cdvft keys create --tenant default{_option(database)}"
     keyless = NO_KEY if is_loopback(urlsplit(url).hostname or "") else ANYBODY
     url = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
     try:
-        return _announcement(url, embedded, "", keyless)
+        return _announcement(url, embedded, "", f"{keyless} ({make_key})")
     except AuthenticationError:
         pass
     except CDVFTError:
@@ -36,7 +39,14 @@ def announcement(url: str, *, embedded: bool) -> str:
     try:
         return _announcement(url, embedded, os.environ.get("CDVFT_API_KEY", ""), NEEDED)
     except CDVFTError:
-        return f"ready on {url}\n{NEEDED}: cdvft keys create --tenant default"
+        return f"ready on {url}\n{NEEDED}: {make_key}"
+
+
+def _option(database: str) -> str:
+    """What a command must be told to use the same store; a password is not shown."""
+    if database == default_database():
+        return ""
+    return f" --database {shlex.quote(make_url(database).render_as_string(hide_password=True))}"
 
 
 def _announcement(url: str, embedded: bool, key: str, about_keys: str) -> str:

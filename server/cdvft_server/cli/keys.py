@@ -12,7 +12,7 @@ from cdvft_server.store import Store
 
 __all__ = ["keys"]
 
-EXPIRES = click.option("--expires", metavar="WHEN", help="30m, 12h, 90d, 4w from now, or a date; never if left out.")
+WHEN = "30m, 12h, 90d, 4w from now, or a date"
 
 
 class KeysNeeded(Answer):
@@ -29,7 +29,7 @@ def keys() -> None:
 @click.option(
     "--scopes", default="infer,upload", show_default=True, help="What it may be used for: infer, upload, admin."
 )
-@EXPIRES
+@click.option("--expires", metavar="WHEN", help=f"{WHEN}; never if left out.")
 def _create(store: Store, tenant: str, scopes: str, expires: str | None) -> None:
     """Make a key: it is printed this once, under "key"."""
     now = int(time.time())
@@ -59,7 +59,7 @@ def _list(store: Store, tenant: str | None) -> None:
     show_default=True,
     help="How long the old key goes on.",
 )
-@EXPIRES
+@click.option("--expires", metavar="WHEN", help=f"{WHEN}; if left out, after as long a life as the old one's.")
 def _rotate(store: Store, id: str, overlap: int, expires: str | None) -> None:
     """Make a key that takes another's place: the old one goes on for a while, so that nothing stops."""
     now = int(time.time())

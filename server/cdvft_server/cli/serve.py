@@ -105,4 +105,8 @@ def _config(given: dict[str, Any]) -> ServeConfig:
 def _announce(url: str, config: ServeConfig) -> None:
     """Runs on the server's loop: what asks the server itself must be in another thread."""
     logging.getLogger("uvicorn.error").setLevel(logging.INFO)  # says what it waits for when it is stopped
-    Thread(target=lambda: click.echo(announcement(url, embedded=config.base is None)), daemon=True).start()
+
+    def tell() -> None:
+        click.echo(announcement(url, embedded=config.base is None, database=config.database))
+
+    Thread(target=tell, daemon=True).start()

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from cdvft_server.administration import LIMITS, TenantChange, TenantRequest, tenant_body
 from cdvft_server.answers import TenantDeleted
@@ -14,6 +15,7 @@ from cdvft_server.store import Store, TenantLimits
 __all__ = ["tenants"]
 
 NONE = "none"
+SIZE = TypeAdapter(ByteSize)
 
 
 def _limit(value: str) -> int | str:
@@ -25,10 +27,23 @@ def _limit(value: str) -> int | str:
     return int(value)
 
 
+def _size(value: str) -> int | str:
+    """Bytes, such as `10GiB`, or `none` for no limit."""
+    if value == NONE:
+        return value
+    try:
+        return int(SIZE.validate_python(value))
+    except (ValidationError, ArithmeticError):
+        raise click.BadParameter(f"{value!r} is neither a number of bytes, such as 10GiB, nor {NONE}") from None
+
+
+KINDS: dict[str, Any] = {"weight": click.FloatRange(0.01, 100), "max_bytes": _size}
+
+
 def _limits(function: Callable[..., None]) -> Callable[..., None]:
     for name in reversed((*LIMITS, "weight")):
         text = f"{TenantRequest.model_fields[name].description}."
-        kind: Any = click.FloatRange(0.01, 100) if name == "weight" else _limit
+        kind: Any = KINDS.get(name, _limit)
         function = click.option(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)(function)
     return function
 

@@ -122,7 +122,8 @@ class Tenants:
             rows = fetch(connection, adapters.c.tenant == name)
             if rows and not with_adapters:
                 count = len({row.name for row in rows})
-                raise Conflict(f"tenant {name!r} has {count} adapters: delete them first, or ask for all of it to go")
+                has = f"tenant {name!r} has {count} adapter{'' if count == 1 else 's'}"
+                raise Conflict(f"{has}: delete them first, or with the tenant (--with-adapters, with_adapters=true)")
             removed = []
             for adapter, own in groupby(sorted(rows, key=_adapter_id), _adapter_id):
                 versions = list(own)

@@ -9,7 +9,7 @@ import pytest
 from cdvft.backbone import Backbone
 from cdvft_server.app import create_app
 from cdvft_server.cli.announce import ANYBODY, NEEDED, announcement
-from cdvft_server.config import ServeConfig
+from cdvft_server.config import ServeConfig, default_database
 from cdvft_server.errors import ApiError
 from cdvft_server.exceptions import StoreUnavailable
 from cdvft_server.service.access import Access, Caller
@@ -124,14 +124,17 @@ def test_an_open_host_needs_keys_and_says_so(llama: Backbone, tmp_path: Path, ti
     secret = store.keys.create("default", ["infer", "upload"], None, 0)[1]
     create_app(config)
     live = tiny_server(host="0.0.0.0").live
-    told = announcement(live.url, embedded=False).splitlines()
+    told = announcement(live.url, embedded=False, database=config.database).splitlines()
     assert told == [
         f"ready on {live.url.replace('0.0.0.0', '127.0.0.1')}",
-        f"{NEEDED}: cdvft keys create --tenant default",
+        f"{NEEDED}: cdvft keys create --tenant default --database {config.database}",
     ]
+    hidden = announcement(live.url, embedded=False, database="postgresql://me:secret@db/cdvft?a=b c")
+    assert hidden.endswith("--tenant default --database 'postgresql://me:***@db/cdvft?a=b+c'")
+    assert announcement(live.url, embedded=False, database=default_database()).endswith("--tenant default")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CDVFT_API_KEY", secret)
-        told = announcement(live.url, embedded=False).splitlines()
+        told = announcement(live.url, embedded=False, database=config.database).splitlines()
     assert told[1] == NEEDED
     assert '-H "authorization: Bearer $CDVFT_API_KEY"' in told[3]
     assert secret not in str(told)
@@ -140,7 +143,7 @@ def test_an_open_host_needs_keys_and_says_so(llama: Backbone, tmp_path: Path, ti
     assert live.get("/v1/models").status_code == 401  # nobody allowed it on this host
     live.stop()
     live = tiny_server(host="0.0.0.0", allow_unauthenticated=True).live
-    assert announcement(live.url, embedded=False).splitlines()[1] == ANYBODY
+    assert announcement(live.url, embedded=False, database=config.database).splitlines()[1].startswith(ANYBODY)
 
 
 def test_while_the_store_is_away_the_last_answer_holds_for_a_minute(tmp_path: Path) -> None:
