@@ -1,6 +1,5 @@
 """How often and when each version was last used: counted in memory, written in batches."""
 
-import logging
 from collections import Counter
 
 from cdvft_server.service.flushing import Flushing
@@ -8,8 +7,6 @@ from cdvft_server.service.workers import Workers
 from cdvft_server.store import Store
 
 __all__ = ["Hits"]
-
-log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 2.0
 
@@ -33,14 +30,14 @@ class Hits:
         return self._counts[version_id], self._last.get(version_id)
 
     async def flush(self) -> None:
-        """What the store does not take is kept for the next time."""
+        """What the store does not take is kept for the next time. Raises what it does."""
         counts, last = self._counts, self._last
         if not counts:
             return
         self._counts, self._last = Counter(), {}
         try:
             await self._workers.run(self._store.count_hits, dict(counts), int(max(last.values())))
-        except Exception as error:  # a store that is away now may be back later
-            log.warning("hits could not be written: %s", error)
+        except Exception:
             self._counts.update(counts)
             self._last = last | self._last
+            raise

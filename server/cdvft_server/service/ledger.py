@@ -31,7 +31,7 @@ class Ledger:
         self._writer, self._number = secrets.token_hex(16), 1
         self._batch: Pending = {}  # with that number: unchanged until it is known to be written
         self._turn = asyncio.Lock()
-        self._flushing = Flushing("usage", FLUSH_SECONDS, self._flush_quietly)
+        self._flushing = Flushing("usage", FLUSH_SECONDS, self.flush)
         self.total = Amounts()
         self.lost = 0  # requests that could not be kept, at least
         self.start, self.close = self._flushing.start, self._flushing.close
@@ -62,12 +62,6 @@ class Ledger:
                 await self._workers.run(self._store.add, self._writer, self._number, self._batch)
                 self._batch = {}
                 self._number += 1
-
-    async def _flush_quietly(self) -> None:
-        try:
-            await self.flush()
-        except Exception as error:  # a store that is away now may be back later
-            log.warning("usage could not be written, it is kept: %s", error)
 
     def _gather(self) -> None:
         hour = int(time.time()) // HOUR * HOUR
