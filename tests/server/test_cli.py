@@ -313,6 +313,9 @@ def test_push_list_and_remove(run: Run, folder: Path) -> None:
         r"uploaded mine version 1 \(cdvft lm, [\d,]+ numbers, ", run("push", source, "--name", "mine").output
     )
     assert run("push", source, "--name", "mine").output.startswith("unchanged: mine version 1")
+    for option, public in (("--public", True), (None, True), ("--private", False), (None, False)):
+        told = run("push", source, "--name", "mine", *filter(None, [option])).stdout.splitlines()[0]
+        assert told.endswith("; other tenants may use it") == public
     other = run("push", folder / "adapters" / "scorer", "--name", "mine", "--alias", "prod", "--json")
     made = json.loads(other.output)
     assert (made["version"], made["aliases"]) == (2, {"latest": 2, "prod": 2})

@@ -23,7 +23,9 @@ PARTS = (".bin", ".json", ".safetensors")  # files of an adapter that are no upl
 @click.argument("folder", metavar="DIR", type=click.Path(exists=True, path_type=Path))
 @click.option("--name", help="Name of the adapter; the folder's or archive's own if left out.")
 @click.option("--alias", help="A pointer to move to this version besides latest.")
-@click.option("--public", is_flag=True, default=None, help="Let other tenants use it.")
+@click.option(
+    "--public/--private", default=None, help="Whether other tenants may use it; else as it was, private at first."
+)
 @click.option("--description", help="A line about it.")
 @click.option("--labels", help="A classifier's labels in the head's order, with commas, where its config has none.")
 @AS_JSON
@@ -53,7 +55,8 @@ def push(
         print_json(made.raw)
         return
     verb = "uploaded" if made.created else "unchanged:"
-    click.echo(f"{verb} {made.name} version {made.version} ({_kind(made)}, {size(made.bytes)})")
+    seen = "; other tenants may use it" if made.public else ""
+    click.echo(f"{verb} {made.name} version {made.version} ({_kind(made)}, {size(made.bytes)}){seen}")
     click.echo(made.digest)
     for remark in _remarks(made):
         click.echo(f"note: {remark}", err=True)
