@@ -40,7 +40,7 @@ class _VersionQuery(BaseModel):
 )
 async def upload(request: Request, service: ServiceOf, caller: Uploading) -> Response:
     """Validate, self-test and store an adapter; from the answer on it can be used."""
-    with service.uploads.turn():
+    with service.uploads.turn(caller):
         async with upload_form(request, service.config) as form:
             stored = await service.uploads.put(caller.tenant, form)
     body = service.catalog.body(stored.row, stored.ignored)

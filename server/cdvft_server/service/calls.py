@@ -12,6 +12,8 @@ from cdvft_server.service.metering import Part, Use
 
 __all__ = ["Call"]
 
+FEW = 16  # a tenant with no more than this part of `max_queue` waiting gets in where others fill it
+
 
 class Call:
     """`close` cancels what has not ended and lands the flights; it must run, and may run twice.
@@ -29,15 +31,21 @@ class Call:
         """All or none; from here on the engine owns the requests' leases. Raises what the engine refuses them with.
 
         A call enters whole as long as fewer than `max_queue` requests wait: a call of many rows is not turned away
-        because of a few that came before it.
+        because of a few that came before it. Beyond that, a tenant of whom few wait still gets in: who fills the queue
+        keeps nobody else out.
         """
         waiting = self._engine.stats().waiting
-        if waiting >= self._max_queue:
+        if waiting >= self._max_queue and not self._are_few(parts):
             raise unavailable("overloaded", f"{waiting} requests wait already; try again in a second")
         self._engine.submit([part.request for part in parts])
         self.use = Use(parts)
         self._running = set(self.use.parts)
         self._ledger.open(self.use)
+
+    def _are_few(self, parts: Sequence[Part]) -> bool:
+        """With those of the tenant that wait already."""
+        own = self._ledger.waiting(parts[0].account.tenant)
+        return own + len(parts) <= max(1, self._max_queue // FEW)
 
     async def events(self) -> AsyncIterator[Event]:
         """Until every request has had its terminal event."""

@@ -47,6 +47,11 @@ class Ledger:
         waiting = {part.account.adapter for part in parts if part.request.times.started is None}
         return sorted(running)[:most], sorted(waiting)[:most]
 
+    def waiting(self, tenant: str) -> int:
+        """Its engine requests that have not begun."""
+        parts = (part for use in self._open for part in use.parts.values() if part.account.tenant == tenant)
+        return sum(part.outcome == "open" and part.request.times.started is None for part in parts)
+
     def totals(self) -> Amounts:
         """Everything that was counted since the start, up to now."""
         self._gather()

@@ -47,12 +47,13 @@ def make_merged_pool(config: ServeConfig, pool: AdapterPool) -> MergedPool:
 
 
 def make_engine(config: ServeConfig, backbone: Backbone, pool: AdapterPool, threads: int) -> Engine:
-    """Not started. Its queue has room for one call more than `max_queue`, see `Call.submit`. Raises as above."""
+    """Not started. Its queue has room for one call more than `max_queue`, and for as many of tenants that have few
+    waiting, see `Call.submit`. Raises as above."""
     settings = EngineConfig(
         max_batch_tokens=config.max_batch_tokens,
         context_length=config.context_length,
         kv_tokens=config.kv_tokens,
-        max_queue=config.max_queue + max(config.max_classify_rows, config.max_sequences),
+        max_queue=2 * config.max_queue + max(config.max_classify_rows, config.max_sequences),
         threads=threads,
         kernel=config.kernel,
         scheduling=config.scheduling,

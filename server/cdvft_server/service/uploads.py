@@ -1,5 +1,6 @@
 """From an uploaded form, or a folder, to a stored version: read, validate, prove, store."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from cdvft_server.archive import ArchiveLimits, read_archive
 from cdvft_server.config import ServeConfig
 from cdvft_server.errors import ApiError, invalid, unavailable
 from cdvft_server.naming import check_name
+from cdvft_server.service.access import Caller
 from cdvft_server.service.parts import Parts
 from cdvft_server.service.pins import Pins
 from cdvft_server.service.stored import Summary, is_whole
@@ -54,18 +56,27 @@ class Uploads:
     def __init__(self, parts: Parts, pins: Pins) -> None:
         self._config, self._base, self._engine, self._pool = parts.config, parts.base, parts.engine, parts.pool
         self._store, self._templates, self._workers = parts.store, parts.templates, parts.workers
-        self._pins, self._running = pins, 0
+        self._pins, self._running = pins, Counter[str]()
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        """One upload, from its first byte to its answer. Raises ApiError overloaded."""
-        if self._running >= self._config.max_uploads:
-            raise unavailable("overloaded", f"{self._running} uploads run already; try again in a second")
-        self._running += 1
+    def turn(self, caller: Caller) -> Iterator[None]:
+        """One upload, from its first byte to its answer. Who has a key may have as many as are left free for others.
+
+        Raises ApiError overloaded.
+        """
+        running, own = self._running.total(), self._running[caller.tenant]
+        free = self._config.max_uploads - running
+        if free <= 0:
+            raise unavailable("overloaded", f"{running} uploads run already; try again in a second")
+        if caller.key_id is not None and own >= free:
+            message = f"{own} uploads of this tenant run already, {free} are left to others; try again in a second"
+            raise unavailable("overloaded", message)
+        self._running[caller.tenant] += 1
         try:
             yield
         finally:
-            self._running -= 1
+            self._running[caller.tenant] -= 1
+            self._running += Counter()  # forgets those that have none
 
     async def put(self, tenant: str, form: UploadForm) -> Stored:
         """Raises ApiError and whatever `faults.translate` knows; then nothing was stored."""

@@ -5,17 +5,20 @@ import statistics
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import httpx
 import pytest
 from cdvft.backbone import Backbone
 from cdvft.checkpoint import adapter_files
+from cdvft_server.errors import ApiError
+from cdvft_server.service.access import Caller
 from sqlalchemy import Engine, event
 
 from tests.server.http.conftest import config_for
-from tests.server.http.harness import Fleet, Live, error_of, events_of
+from tests.server.http.harness import WAIT, Fleet, Live, braked, error_of, events_of, wait_until
 from tests.tiny import random_adapter
 
 PRIVATE, MISSING = "bob/secret", "bob/nobody"  # as long as each other
@@ -233,7 +236,7 @@ def test_uploads_at_a_time_are_limited(tiny_server: Any, llama: Backbone) -> Non
     thread.start()
     assert begun.wait(60)
     deadline = time.monotonic() + 60
-    while live.service.uploads._running == 0:
+    while live.service.uploads._running.total() == 0:
         assert time.monotonic() < deadline
         live.get("/health")
     refused = live.upload("two", files)
@@ -242,6 +245,40 @@ def test_uploads_at_a_time_are_limited(tiny_server: Any, llama: Backbone) -> Non
     assert (refused.status_code, error_of(refused)["code"]) == (503, "overloaded")
     assert refused.headers["retry-after"] == "1"
     assert live.upload("two", files).status_code == 201
+
+
+def test_one_who_takes_all_uploads_leaves_some_to_others(tiny_server: Any) -> None:
+    live = tiny_server(max_uploads=4).live
+    turn, unkeyed = live.service.uploads.turn, Caller("default", frozenset())
+    alice, bob, carol = (Caller(name, frozenset(), f"key_{name}") for name in ("alice", "bob", "carol"))
+    with ExitStack() as held:
+        for caller, fit in ((alice, 2), (bob, 1), (carol, 1)):
+            for _ in range(fit):
+                held.enter_context(turn(caller))
+            with pytest.raises(ApiError, match="try again in a second"):
+                held.enter_context(turn(caller))
+    with ExitStack() as held:
+        for _ in range(4):
+            held.enter_context(turn(unkeyed))  # alone
+        with pytest.raises(ApiError, match="4 uploads run already"):
+            held.enter_context(turn(unkeyed))
+    assert not live.service.uploads._running
+
+
+def test_one_who_fills_the_queue_keeps_only_itself_out(tiny_server: Any) -> None:
+    live = tiny_server(max_queue=32, max_sequences=32).live
+    with keyed(live, "alice") as alice, keyed(live, "bob") as bob, ThreadPoolExecutor(4) as sending:
+        with braked(live):
+            sent = [sending.submit(alice.complete, "tiny-llama", prompt=["a"] * 32)]
+            for waiting in (32, 33):
+                wait_until(lambda there=waiting: live.gauge("cdvft_requests_waiting") == there)
+                refused = alice.complete("tiny-llama")
+                assert (refused.status_code, error_of(refused)["code"]) == (503, "overloaded")
+                sent.append(sending.submit(bob.complete, "tiny-llama"))
+            wait_until(lambda: live.gauge("cdvft_requests_waiting") == 34)
+            refused = bob.complete("tiny-llama")  # has a sixteenth of the queue already
+            assert (refused.status_code, error_of(refused)["code"]) == (503, "overloaded")
+        assert [answer.result(WAIT).status_code for answer in sent] == [200] * 3
 
 
 @pytest.mark.soak
