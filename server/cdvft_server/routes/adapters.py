@@ -63,7 +63,7 @@ async def describe(name: str, service: ServiceOf, caller: Reading) -> AdapterDet
 @router.put("/{name}", responses=errors(400, 404, 408, 409, 413, 415, 503))
 async def change(name: str, body: AdapterChange, service: ServiceOf, caller: Uploading) -> AdapterDetails:
     """Pin what `latest` names to the device, now and after a restart, or unpin it."""
-    return await service.catalog.set_pinned(caller.tenant, name, body.pinned)
+    return await service.catalog.set_pinned(caller, name, body.pinned)
 
 
 @router.get("/{name}/versions", responses=errors(400, 404, 503))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from cdvft_server.answers import AdapterBody, AdapterDetails, ModelBody, SelfTest
 from cdvft_server.errors import ApiError
 from cdvft_server.naming import MAX_VERSION, check_name, parse_version
+from cdvft_server.service.access import Caller
 from cdvft_server.service.deletes import Deletes
 from cdvft_server.service.parts import Parts
 from cdvft_server.service.pins import Pins
@@ -112,9 +113,14 @@ class Catalog:
             await self._pins.follow(tenant, name)
         return self.details(row)
 
-    async def set_pinned(self, tenant: str, name: str, pinned: bool) -> AdapterDetails:
-        """Keep what `latest` names on the device, or no longer. Raises ApiError conflict where it does not fit."""
-        return self.details(await self._pins.set(tenant, name, pinned))
+    async def set_pinned(self, caller: Caller, name: str, pinned: bool) -> AdapterDetails:
+        """Keep what `latest` names on the device, or no longer.
+
+        Raises ApiError conflict where it does not fit, and where a caller without the scope `admin` would leave others
+        less memory than its tenant's pins take.
+        """
+        shares = caller.key_id is not None and "admin" not in caller.scopes
+        return self.details(await self._pins.set(caller.tenant, name, pinned, shares=shares))
 
     async def delete_alias(self, tenant: str, name: str, alias: str) -> AdapterDetails:
         return self.details(await self._workers.run(self._store.delete_alias, tenant, name, alias, self._base.digest))

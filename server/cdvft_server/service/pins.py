@@ -35,8 +35,9 @@ class Pins:
             for row in await self._workers.run(self._store.pinned, self._base.digest):
                 await self._try(row)
 
-    async def set(self, tenant: str, name: str, pinned: bool) -> VersionRow:
-        """What `latest` names, pinned or not, here and in the store, or neither.
+    async def set(self, tenant: str, name: str, pinned: bool, *, shares: bool = False) -> VersionRow:
+        """What `latest` names, pinned or not, here and in the store, or neither. `shares`: a pin that is new must leave
+        others as much memory as its tenant's pins take.
 
         Raises NotFound, ApiError conflict where it does not fit beside the other pins, and what `Residency.lease` does.
         """
@@ -45,7 +46,7 @@ class Pins:
             held = self._held.get(row.adapter_id)
             if pinned:
                 check_whole(row)
-                await self._pin(row)
+                await self._pin(row, shares and held is None)
             try:
                 row = await self._workers.run(self._store.set_pinned, tenant, name, pinned, self._base.digest)
             except BaseException:
@@ -90,9 +91,9 @@ class Pins:
             self._release(row.adapter_id)
             log.warning("adapter %s@%s is pinned, and cannot be: %s", row.name, row.version, error)
 
-    async def _pin(self, row: VersionRow) -> None:
+    async def _pin(self, row: VersionRow, shares: bool = False) -> None:
         """The version that the name had pinned before is free to go once the new one is there."""
-        await self._check_room(row)
+        await self._check_room(row, shares)
         lease = await self._residency.lease(row)
         try:
             if not self._pool.pin(row.key):
@@ -104,13 +105,13 @@ class Pins:
         if before is not None and not self.holds(before.key):
             self._pool.unpin(before.key)
 
-    async def _check_room(self, row: VersionRow) -> None:
+    async def _check_room(self, row: VersionRow, shares: bool) -> None:
         """Raises ApiError."""
         rows = [*(own for key, own in self._held.items() if key != row.adapter_id), row]
         together, largest = await self._residency.bytes_of(rows)
         budget = self._pool.stats().budget_bytes
+        own = [each for each in rows if each.tenant == row.tenant]
         if together + largest > budget:
-            own = [each for each in rows if each.tenant == row.tenant]
             if len(own) < len(rows):  # how many others have pinned is not this tenant's to know
                 told = "what is pinned already leaves no room for it"
             else:
@@ -122,6 +123,12 @@ class Pins:
                 f"adapter {row.name}@{row.version} cannot be pinned: {told} (--adapter-memory); unpin others first"
             )
             raise ApiError("conflict", message)
+        if shares and (await self._residency.bytes_of(own))[0] > budget - together:
+            raise ApiError(
+                "conflict",
+                f"adapter {row.name}@{row.version} cannot be pinned: its tenant's pins would take more of the adapter "
+                "memory than they leave to others; unpin others first, or use a key that has the scope admin too",
+            )
 
     def _release(self, adapter_id: int) -> None:
         row = self._held.pop(adapter_id, None)

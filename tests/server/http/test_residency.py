@@ -220,6 +220,23 @@ def test_pins_leave_room_for_one_more(tiny_server: Any, llama: Backbone) -> None
     assert on_device(fleet) >= {"a1", "a5", "stranger"}
 
 
+def test_a_tenants_pins_leave_others_as_much_as_they_take(tiny_server: Any, llama: Backbone) -> None:
+    """Who else has a key could use one adapter at a time otherwise. The operator may decide otherwise."""
+    fleet = start(tiny_server, llama)
+    keys = fleet.live.service._parts.store.keys
+    tenants, operators = (keys.create("default", ["upload", *more], None, 0)[1] for more in ([], ["admin"]))
+    path, pinned = "/v1/adapters/{}", {"pinned": True}
+    with fleet.live.acting(tenants) as tenant, fleet.live.acting(operators) as operator:
+        assert tenant.client.put(path.format("a0"), json=pinned).status_code == 200
+        refused = tenant.client.put(path.format("a1"), json=pinned)
+        assert (refused.status_code, error_of(refused)["code"]) == (409, "conflict")
+        assert "more of the adapter memory than they leave to others" in error_of(refused)["message"]
+        assert tenant.get(path.format("a1")).json()["pinned"] is False
+        assert operator.client.put(path.format("a1"), json=pinned).status_code == 200
+        assert tenant.client.put(path.format("a1"), json=pinned).status_code == 200  # it is there
+        assert fleet.live.gauge("cdvft_adapters_pinned") == 2
+
+
 def test_what_a_pin_may_be(decoder: Fleet) -> None:
     with decoder.unharmed():
         for body in ({}, {"pinned": 1}, {"pinned": "true"}, {"pinned": None}, {"pinned": True, "more": 1}, [], "x"):
