@@ -104,6 +104,9 @@ class _JsonRequest(Request):
             if content_type(self) != "application/json":
                 sent = self.headers.get("content-type") or "none"
                 raise ApiError("unsupported_media_type", f"content-type must be application/json, it is {sent[:100]}")
+            if (encoding := self.headers.get("content-encoding", "identity")) != "identity":
+                message = f"content-encoding is {encoding[:100]}; send the body as it is"
+                raise ApiError("unsupported_media_type", message)
             limit = self.app.state.config.max_json_bytes
             self._checked = b"".join([piece async for piece in limited(self, limit, "--max-json-bytes")])
             if not self._checked.strip():

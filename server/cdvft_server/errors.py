@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -26,6 +27,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 MOST_CHARACTERS = 900  # of an error's message
+BRANCH = re.compile(r"str|int|list\[.*\]")  # pydantic's name for a branch of a union, where a field's name would be
 
 CODES: Mapping[str, int] = {
     "invalid_request": 400,
@@ -83,9 +85,7 @@ def invalid(message: str, param: str | None = None) -> ApiError:
 
 def invalid_body(error: ValidationError) -> ApiError:
     """What was wrong with a body that its model refused."""
-    return _from_validation(
-        [{**found, "loc": ("body", *found["loc"])} for found in error.errors(include_url=False)[:1]]
-    )
+    return _from_validation([{**found, "loc": ("body", *found["loc"])} for found in error.errors(include_url=False)])
 
 
 def unavailable(code: str, message: str, retry_after: int = 1) -> ApiError:
@@ -131,9 +131,10 @@ def _as_api_error(request: Request, error: Exception) -> ApiError:
 
 def _from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     """The first thing that was wrong with the fields."""
-    first = errors[0]
-    place, field = first["loc"][0], ".".join(str(part) for part in first["loc"][1:])
-    if not field:
+    first = _telling(errors)
+    place, *fields = _names(first)
+    field = ".".join(fields)
+    if not fields:
         return invalid(f"the {place} must be a JSON object" if first["type"] != "missing" else "the body is missing")
     if first["type"] == "extra_forbidden":
         return invalid(
@@ -147,6 +148,22 @@ def _from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     if first["type"] in ("too_short", "value_error") and isinstance(first.get("input"), list):
         told = ""  # the message says what is wrong inside the list
     return invalid(f"{field!r} in the {place}: {message}{told}", field)
+
+
+def _telling(errors: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The first; of a union's branches the one that got furthest into what was sent."""
+    first = errors[0]
+    if len(_names(first)) == len(first["loc"]):
+        return first
+    union = first["loc"][:-1]
+    return max((error for error in errors if error["loc"][: len(union)] == union), key=lambda error: len(error["loc"]))
+
+
+def _names(error: Mapping[str, Any]) -> list[str]:
+    """Where it was, in the client's words: an unknown field is called what the client called it."""
+    loc = [str(part) for part in error["loc"]]
+    own = len(loc) - 1 if error["type"] == "extra_forbidden" else len(loc)
+    return [part for k, part in enumerate(loc) if k == own or BRANCH.fullmatch(part) is None]
 
 
 def _brief(value: Any) -> str:

@@ -3,6 +3,7 @@
 import re
 import shutil
 import sqlite3
+import stat
 import subprocess
 import sys
 import threading
@@ -75,6 +76,7 @@ def test_folders_are_made(tmp_path: Path) -> None:
     store.close()
     assert (folder / "store.db").is_file()
     assert not list(folder.glob("*before*"))  # a new database has nothing to keep
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700  # who reads the store has all that tenants keep there
 
 
 def add_migration(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:

@@ -66,9 +66,10 @@ class SqliteBackend:
 
 
 def _make_folder(url: URL) -> None:
+    """A new one is its owner's alone, as XDG wants it: who reads the store has every tenant's adapters."""
     if "uri" not in url.query and url.database:
         try:
-            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+            Path(url.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise StoreUnavailable(f"the folder of the database {url} cannot be made: {error}") from error
 

@@ -36,6 +36,10 @@ def get(path: str, method: str = "GET", **options: Any) -> Ask:
     return lambda fleet: fleet.live.client.request(method, path, **options)
 
 
+SAID = {"role": "user", "content": "a"}
+PICTURE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}
+NO_STRING = "Input should be a valid string (got 3)"
+REMOVE = "in the body; remove it or see /openapi.json for those there are"
 GENERATION: dict[str, tuple[Ask, int, str]] = {
     "malformed json": (raw(b'{"model": "writer"'), 400, "invalid_request"),
     "an empty body": (raw(b""), 400, "invalid_request"),
@@ -137,6 +141,7 @@ GENERATION: dict[str, tuple[Ask, int, str]] = {
     "another base": (complete(model="gpt-4"), 404, "model_not_found"),
     "text/plain": (raw(b"{}", {"content-type": "text/plain"}), 415, "unsupported_media_type"),
     "a form": (raw(b"model=a", {"content-type": "application/x-www-form-urlencoded"}), 415, "unsupported_media_type"),
+    "gzip": (raw(b"\x1f\x8b", {**JSON, "content-encoding": "gzip"}), 415, "unsupported_media_type"),
     "no content type": (raw(b"{}", {}), 415, "unsupported_media_type"),
     "129 prompts": (complete(prompt=["a"] * 129), 413, "too_large"),
     "129 sequences": (complete(prompt=["a"] * 43, n=3), 413, "too_large"),
@@ -289,6 +294,11 @@ def test_messages_say_what_where_and_what_would_be_right(
         (chat(messages=[]), "'messages' in the body: must have at least 1 item, it is empty"),
         (complete(n=True), "'n' in the body: Input should be a valid integer (got true)"),
         (complete(user={}), "'user' in the body: Input should be a valid string (got an object)"),
+        (chat(messages=[PICTURE]), "'messages.0.content.0.type' in the body: Input should be 'text' (got 'image_url')"),
+        (chat(messages=[SAID | {"content": 3}]), "'messages.0.content' in the body: " + NO_STRING),
+        (chat(messages=[SAID | {"str": 3}]), f"unknown field 'messages.0.str' {REMOVE}"),
+        (complete(str=3), f"unknown field 'str' {REMOVE}"),
+        (complete(**{"": 3}), f"unknown field '' {REMOVE}"),
     ],
 )
 def test_messages_speak_json(decoder: Fleet, ask: Ask, message: str) -> None:
