@@ -90,4 +90,5 @@ def test_the_first_key_says_what_it_changes(tmp_path: Path) -> None:
         command = ["keys", "create", "--tenant", "default", "--database", url_of(tmp_path)]
         told.append(CliRunner().invoke(main, command).stderr)
     assert "every request on this store needs a key" in told[0]
+    assert told[0].startswith(f"there was no store at {url_of(tmp_path)}: it was made\n")
     assert told[1] == ""

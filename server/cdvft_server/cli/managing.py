@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,6 +12,7 @@ from cdvft_server.cli.commands import Command, reported
 from cdvft_server.config import default_database
 from cdvft_server.exceptions import InvalidName, StoreError
 from cdvft_server.store import Store
+from cdvft_server.store.urls import database_url, is_sqlite
 
 __all__ = ["manages", "print_body", "validated"]
 
@@ -21,7 +23,11 @@ def manages(group: click.Group, name: str) -> Callable[[Callable[..., None]], cl
     def decorate(function: Callable[..., None]) -> click.Command:
         def call(database: str | None, **options: Any) -> None:
             with reported(StoreError, InvalidName):
-                store = Store.open(database or default_database())
+                url = database or default_database()
+                new = _has_no_file(url)
+                store = Store.open(url)
+                if new:
+                    click.echo(f"there was no store at {url}: it was made", err=True)
                 try:
                     function(store, **options)
                 finally:
@@ -34,6 +40,12 @@ def manages(group: click.Group, name: str) -> Callable[[Callable[..., None]], cl
         return made
 
     return decorate
+
+
+def _has_no_file(database: str) -> bool:
+    """Where a mistyped path is easily taken for the server's store. Raises UnsupportedDatabase."""
+    url = database_url(database)
+    return is_sqlite(url) and "uri" not in url.query and not Path(url.database or "").exists()
 
 
 def validated(kind: type[BaseModel], given: dict[str, Any]) -> Any:
