@@ -79,6 +79,35 @@ def test_a_full_line_turns_calls_away() -> None:
     asyncio.run(scenario())
 
 
+def test_one_tenants_calls_wait_behind_each_other_not_others_behind_them() -> None:
+    async def scenario() -> None:
+        lane, blocking, order = Lane("test", 1, 3), Blocking(), list[str]()
+
+        def call(tenant: str) -> None:
+            order.append(tenant)
+            blocking()
+
+        try:
+            tasks = [asyncio.create_task(lane.run_for("alice", call, "alice")) for _ in range(4)]
+            await until(lambda: blocking.begun == 1)
+            with pytest.raises(ApiError, match="3 calls wait for a test thread already"):
+                await lane.run_for("alice", call, "alice")
+            tasks += [asyncio.create_task(lane.run_for("bob", call, "bob")) for _ in range(2)]
+            await asyncio.sleep(0)  # they are in line
+            gone = tasks.pop(3)
+            gone.cancel()
+            await asyncio.gather(gone, return_exceptions=True)
+            blocking.end.set()
+            await asyncio.gather(*tasks)
+            assert order == ["alice", "bob", "alice", "bob", "alice"]
+            assert not lane._own
+        finally:
+            blocking.end.set()
+            lane.close()
+
+    asyncio.run(scenario())
+
+
 def test_results_errors_and_the_end() -> None:
     async def scenario() -> None:
         lane = Lane("test", 1)

@@ -34,13 +34,13 @@ class Encoding:
         run = self._run_for(sum(map(len, prompts)))
         return await run(lambda: [self._prompt(k, prompt) for k, prompt in enumerate(prompts)])
 
-    async def chat(self, target: Target, messages: list[dict[str, str]]) -> list[int]:
-        """Ids of the rendered messages. Raises InvalidData where the template cannot take them."""
+    async def chat(self, tenant: str, target: Target, messages: list[dict[str, str]]) -> list[int]:
+        """Ids of this tenant's messages, rendered. Raises InvalidData where the template cannot take them."""
         bos, eos = self._tokenizer.bos_token, self._tokenizer.eos_token
         own = target.summary.get("template")
         if own is not None:
-            text = await self._workers.templates.run(
-                lambda: self._templates.render(own, messages, bos_token=bos, eos_token=eos)
+            text = await self._workers.templates.run_for(
+                tenant, lambda: self._templates.render(own, messages, bos_token=bos, eos_token=eos)
             )
         else:
             run = self._run_for(sum(len(message["content"]) for message in messages))

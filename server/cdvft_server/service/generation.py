@@ -150,7 +150,7 @@ class Generator:
         self._check_counts(1, body.n or 1)
         target, flights = await self._use(caller.tenant, body.model)
         with landing_on_error(flights):
-            ids = await self._encoding.chat(target, [message.plain() for message in body.messages])
+            ids = await self._encoding.chat(caller.tenant, target, [message.plain() for message in body.messages])
             limit = self._limit(ids, body.most_tokens, self._engine.context_length)
             return await self._start(_Plan(caller, target, flights, [ids], [limit], 0), body, mode)
 

@@ -5,14 +5,23 @@ import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
-from cdvft_server.errors import unavailable
+from cdvft_server.errors import ApiError, unavailable
 
 __all__ = ["Lane", "Workers"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+@dataclass
+class _Own:
+    """What one tenant has in a lane: `calls` of which as many as there are `turns` are in its line, or run."""
+
+    turns: asyncio.Semaphore
+    calls: int = 0
 
 
 class Lane:
@@ -25,6 +34,22 @@ class Lane:
         self._name, self._most_waiting, self._waiting = name, most_waiting, 0
         self._pool = ThreadPoolExecutor(count, thread_name_prefix=f"cdvft-{name}")
         self._turns = asyncio.Semaphore(count)
+        self._count, self._own = count, dict[str, _Own]()
+
+    async def run_for(self, tenant: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`run` with at most `count` of each tenant's calls at a time: the others wait for those, and keep no other
+        tenant waiting. Raises ApiError overloaded where that line of its own is full."""
+        own = self._own.setdefault(tenant, _Own(asyncio.Semaphore(self._count)))
+        if self._most_waiting is not None and own.calls - self._count >= self._most_waiting:
+            raise self._full(own.calls - self._count)
+        own.calls += 1
+        try:
+            async with own.turns:
+                return await self.run(function, *args, **kwargs)
+        finally:
+            own.calls -= 1
+            if not own.calls:
+                del self._own[tenant]
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Raises ApiError overloaded where the line is full."""
@@ -45,14 +70,16 @@ class Lane:
 
     async def _my_turn(self) -> None:
         if self._most_waiting is not None and self._turns.locked() and self._waiting >= self._most_waiting:
-            raise unavailable(
-                "overloaded", f"{self._waiting} calls wait for a {self._name} thread already; try again in a second"
-            )
+            raise self._full(self._waiting)
         self._waiting += 1
         try:
             await self._turns.acquire()
         finally:
             self._waiting -= 1
+
+    def _full(self, waiting: int) -> ApiError:
+        message = f"{waiting} calls wait for a {self._name} thread already; try again in a second"
+        return unavailable("overloaded", message)
 
     def close(self) -> None:
         """Waits for what runs; what has not begun is dropped."""
