@@ -117,7 +117,8 @@ class _JsonRequest(Request):
         data, config = await self.body(), self.app.state.config
         if len(data) <= _LARGE:
             return _read(data, self.model, config)
-        return await unless_gone(self, self.app.state.service.bodies.run(_read, data, self.model, config))
+        lane, tenant = self.app.state.service.bodies, self.state.caller.tenant
+        return await unless_gone(self, lane.run_for(tenant, _read, data, self.model, config))
 
 
 class JsonRoute(APIRoute):

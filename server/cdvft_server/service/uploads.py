@@ -80,7 +80,7 @@ class Uploads:
 
     async def put(self, tenant: str, form: UploadForm) -> Stored:
         """Raises ApiError and whatever `faults.translate` knows; then nothing was stored."""
-        stored = await self._workers.run_long(self.put_now, tenant, form)
+        stored = await self._workers.run_long_for(tenant, self.put_now, tenant, form)
         if stored.row.pinned:
             await self._pins.follow(tenant, form.name)
         return stored

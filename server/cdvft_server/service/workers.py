@@ -108,6 +108,10 @@ class Workers:
     async def run_long(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await self._long.run(function, *args, **kwargs)
 
+    async def run_long_for(self, tenant: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`run_long`, see `Lane.run_for`."""
+        return await self._long.run_for(tenant, function, *args, **kwargs)
+
     def close(self) -> None:
         for lane in (self._lookups, self._long, self.texts, self.templates, self.bodies, self.beats):
             lane.close()
