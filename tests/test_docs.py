@@ -55,7 +55,12 @@ def metrics() -> set[str]:
     """The names of all metrics, as a server without an engine would answer them."""
     meters, base = Meters(), SimpleNamespace(info=SimpleNamespace(name="base"))
     engine = SimpleNamespace(
-        stats=EngineStats, meters=meters, kernel=Choice("torch", "no reason"), backbone=base, config=EngineConfig()
+        stats=EngineStats,
+        meters=meters,
+        kernel=Choice("torch", "no reason"),
+        attention="views",
+        backbone=base,
+        config=EngineConfig(),
     )
     workers = cast(Workers, None)
     ledger = Ledger(cast(UsageStore, None), workers)

@@ -7,12 +7,12 @@ import ctypes
 import sys
 import weakref
 from functools import cache, lru_cache
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from cdvft.kernels.compiled import compiled
 from cdvft.methods.base import Tensors
 from cdvft.methods.cdvft import CdvftLayout
 
@@ -63,8 +63,7 @@ def missing() -> str | None:
 
 
 def _path() -> Path | None:
-    found = (Path(__file__).with_name("_native" + suffix) for suffix in EXTENSION_SUFFIXES)
-    return next((path for path in found if path.is_file()), None)
+    return compiled(Path(__file__).parent, "_native")
 
 
 def _torch() -> ctypes.CDLL:

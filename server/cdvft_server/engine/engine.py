@@ -168,6 +168,11 @@ class Engine:
         return machine_choice(self.backbone.device, self.config.kernel)
 
     @property
+    def attention(self) -> str:
+        """How attention is computed: by attention.c ("native"), or by torch ("views", "groups")."""
+        return self._core.runner.attention
+
+    @property
     def _waiting(self) -> int:
         return len(self._arrivals) + len(self._scheduler.waiting)
 
