@@ -43,8 +43,8 @@ def tune_process() -> bool:
 
 @contextmanager
 def settled_heap() -> Iterator[None]:
-    """Inside, the garbage collector passes over what is there already: half a million objects of torch, transformers and
-    the base, which a full collection walks through for a fifth of a second while every request waits."""
+    """Inside, the garbage collector passes over what is there already: half a million objects of torch, transformers
+    and the base, which a full collection walks through for a fifth of a second while every request waits."""
     gc.collect()
     gc.freeze()
     try:
