@@ -23,6 +23,7 @@ from cdvft_server.engine import (
     Scores,
     Token,
 )
+from cdvft_server.engine.capture import Recorder
 
 WAIT = 60.0  # seconds: a bound for a hang, not a pace
 _numbers = itertools.count()
@@ -128,10 +129,17 @@ class Served:
 
 
 @contextmanager
-def serving(backbone: Backbone, *, budget: int = 1 << 24, start: bool = True, **config: int | None) -> Iterator[Served]:
+def serving(
+    backbone: Backbone,
+    *,
+    budget: int = 1 << 24,
+    start: bool = True,
+    recorder: Recorder | None = None,
+    **config: int | None,
+) -> Iterator[Served]:
     """An engine that is proven, started, stopped, and checked for leaks."""
     pool = AdapterPool(backbone.device, budget)
-    served = Served(Engine(backbone, pool, EngineConfig(**config)), pool)
+    served = Served(Engine(backbone, pool, EngineConfig(**config), recorder), pool)
     if start:
         served.engine.start()
     try:
