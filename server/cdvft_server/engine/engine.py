@@ -52,7 +52,11 @@ class Engine:
         graphs. Raises UnsupportedBase where the allow-list refuses the base's config, ValueError for what is asked for
         and cannot be."""
         self.config = config or EngineConfig()
-        self._recording = recording_of(backbone, self.config.cuda_graphs) if recorder is None else Recording(True, "")
+        self._recording = (
+            recording_of(backbone, self.config.cuda_graphs)
+            if recorder is None
+            else Recording(True, "a recorder was given")
+        )
         if recorder is None and self._recording.on:
             recorder = CudaRecorder(backbone.device)
         self.backbone = backbone

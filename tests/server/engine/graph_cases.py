@@ -3,6 +3,7 @@
 test_graphs.py runs this in a process of its own: the interpreter is chosen when triton is first imported.
 """
 
+import numpy as np
 import pytest
 import torch
 from cdvft.kernels import choose
@@ -11,6 +12,7 @@ from cdvft_server.engine import graphs, spans
 from cdvft_server.engine.spans import KEYS, SpanAttention, parts_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from triton.runtime.interpreter import InterpreterBuilder
 
 from tests.server.engine.harness import params, serving
 from tests.server.engine.recorders import CallAgain, ExactSpans
@@ -82,6 +84,20 @@ def test_large_scores_do_not_overflow() -> None:
     query, (key, value) = 100 * draw((1, 2, 16), 1, torch.float32), 100 * draw((2, 70, 1, 16), 2, torch.float32)
     found = SpanAttention(start, length)(query, key, value, 0.5)
     torch.testing.assert_close(found, ExactSpans(start, length)(query, key, value, 0.5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_fits_the_tensor_cores(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter multiplies in fp32; here operands lose the bits that TF32 drops."""
+    exact = InterpreterBuilder.create_dot
+
+    def tf32(self, a, b, *others):
+        for operand in (a, b):
+            operand.data = (operand.data.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
+        return exact(self, a, b, *others)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", tf32)
+    check([1, 2 * KEYS + 5], 1, 2, 16, dtype)
 
 
 def test_how_many_parts() -> None:

@@ -5,14 +5,13 @@ import random
 import weakref
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from types import SimpleNamespace
 
 import pytest
 import torch
 from cdvft.methods import METHODS
 from cdvft_server.engine import Event, Token
 from cdvft_server.engine import graphs as module
-from cdvft_server.engine.capture import Recording, recording_of
+from cdvft_server.engine.capture import Recording
 from cdvft_server.engine.graphs import GraphRunner, _difference
 from cdvft_server.engine.runners import Output
 
@@ -213,26 +212,6 @@ def test_tokens_that_are_not_finite_prove_nothing():
     worst = _difference(Output(broken, None), Output(hidden, None))
     assert worst is not None
     assert not worst < 1
-
-
-def test_where_decode_steps_are_recorded(llama, roberta, monkeypatch):
-    assert recording_of(llama, "off") == Recording(False, "asked for")
-    assert not recording_of(llama, "auto").on
-    with pytest.raises(ValueError, match=r"CUDA graphs cannot be had: .*; use auto or off"):
-        recording_of(llama, "on")
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    assert recording_of(llama, "auto") == Recording(False, "the device is cpu")
-    config = SimpleNamespace(hidden_size=32, num_attention_heads=4)
-    base = SimpleNamespace(device=torch.device("cuda", 0), lm_head=object(), config=config)
-    monkeypatch.setattr("cdvft_server.engine.capture.find_spec", lambda name: object())
-    assert recording_of(base, "auto") == Recording(True, "the device is cuda")
-    assert recording_of(base, "on") == Recording(True, "asked for")
-    config.head_dim = 512
-    assert recording_of(base, "auto") == Recording(False, "heads of 512 numbers; the kernel takes 256")
-    base.lm_head = None
-    assert recording_of(base, "auto") == Recording(False, "the base generates nothing")
-    monkeypatch.setattr("cdvft_server.engine.capture.find_spec", lambda name: None)
-    assert recording_of(base, "auto") == Recording(False, "triton is not installed")
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
