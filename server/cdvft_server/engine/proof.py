@@ -134,9 +134,10 @@ def relative_errors(found: Tensor, expected: Tensor) -> Tensor:
 
 
 def _placement(prepared: PreparedAdapter, device: torch.device) -> Placement:
-    """A bank of one row, the adapter's own."""
+    """A bank of two rows, the base's and the adapter's: kernels skip row 0."""
     tables = {
-        site: {name: table[None].to(device) for name, table in own.items()} for site, own in prepared.tables.items()
+        site: {name: torch.stack([torch.zeros_like(table), table]).to(device) for name, table in own.items()}
+        for site, own in prepared.tables.items()
     }
     shared = {site: {name: t.to(device) for name, t in own.items()} for site, own in prepared.shared.items()}
-    return Placement(BankView(0, prepared.method, tables, prepared.layouts, shared), 0)
+    return Placement(BankView(0, prepared.method, tables, prepared.layouts, shared), 1)

@@ -3,11 +3,15 @@
 test_graphs.py runs this in a process of its own: the interpreter is chosen when triton is first imported.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from cdvft.errors import InvalidAdapter
 from cdvft.kernels import choose
 from cdvft.methods import Lora
+from cdvft.prepared import prepare_adapter
 from cdvft_server.engine import graphs, spans
 from cdvft_server.engine.spans import KEYS, SpanAttention, parts_of
 from hypothesis import given, settings
@@ -105,6 +109,16 @@ def test_how_many_parts() -> None:
     assert parts_of(1, 8, 2 * KEYS + 1) == 3
     assert parts_of(16, 8, 100_000) == 2
     assert parts_of(256, 8, 100_000) == 1
+
+
+def test_a_probe_runs_the_adapter_through_the_kernel(llama) -> None:
+    """In a row of its own: the kernel skips row 0."""
+    good = prepare_adapter(random_adapter(llama.info, 1, targets=("q_proj",)))
+    tables = {site: {n: torch.full_like(t, torch.nan) for n, t in own.items()} for site, own in good.tables.items()}
+    with serving(llama, kernel="triton", kv_tokens=32, context_length=4, start=False) as served:
+        served.engine.probe(good)
+        with pytest.raises(InvalidAdapter, match="not finite"):
+            served.engine.probe(replace(good, tables=tables))
 
 
 def test_recorded_steps_with_both_kernels(llama, decoder, monkeypatch: pytest.MonkeyPatch) -> None:
