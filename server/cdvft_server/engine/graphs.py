@@ -105,10 +105,11 @@ class GraphRunner(Runner):
             try:
                 output = self._repeat(recorded, kind, batch)
             except Exception as error:
+                output = super().run(batch)  # where the batch is at fault, this raises
                 del self._recorded[kind]
                 self._refuse(kind, _said(error))
-                return super().run(batch)
-            self.replays += 1
+            else:
+                self.replays += 1
             return output
         return self._try(kind, batch) if self._is_due(kind) else super().run(batch, between)
 

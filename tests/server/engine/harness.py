@@ -24,6 +24,7 @@ from cdvft_server.engine import (
     Token,
 )
 from cdvft_server.engine.capture import Recorder
+from torch import Tensor
 
 WAIT = 60.0  # seconds: a bound for a hang, not a pace
 _numbers = itertools.count()
@@ -147,3 +148,14 @@ def serving(
     finally:
         served.engine.stop()
     served.assert_nothing_left()
+
+
+@contextmanager
+def before_forward(backbone: Backbone, action: Callable[[Tensor], None]) -> Iterator[None]:
+    """Call `action(ids)` as each forward pass begins, in its thread."""
+    embedding = backbone.model.get_input_embeddings()
+    handle = embedding.register_forward_pre_hook(lambda module, inputs: action(inputs[0]))
+    try:
+        yield
+    finally:
+        handle.remove()

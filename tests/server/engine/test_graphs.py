@@ -16,7 +16,7 @@ from cdvft_server.engine.graphs import GraphRunner, _difference
 from cdvft_server.engine.runners import Output
 
 from tests.processes import run_python
-from tests.server.engine.harness import Listener, params, serving
+from tests.server.engine.harness import Listener, before_forward, params, serving
 from tests.server.engine.recorders import CallAgain, ExactSpans
 from tests.tiny import method_adapter, random_adapter
 
@@ -176,6 +176,28 @@ def test_whatever_fails_the_plain_forward_serves(llama, decoder, caplog, recorde
         assert (stats.graphs, stats.graphs_refused, stats.graph_replays) == (0, 1, replays)
         assert (stats.failed, stats.retried) == (0, 0)
         assert len([r for r in caplog.records if "1 tokens, 1 banks run unrecorded" in r.getMessage()]) == 1
+
+
+def test_a_request_whose_forward_fails_takes_no_recording_with_it(llama, decoder):
+    """The victim's next token makes the pass raise, in a step that is repeated; its neighbour's next steps are."""
+    first, second = [5, 6, 7, 8], [40, 41, 42]
+    answer, other = decoder.greedy(first, None, 20), decoder.greedy(second, None, 20)
+    at = next(i for i in range(6, 19) if answer[i] not in [*answer[:i], *other, *first, *second])
+
+    def refuse(ids):
+        if (ids == answer[at]).any():
+            raise ZeroDivisionError
+
+    with serving(llama, recorder=CallAgain()) as served, before_forward(llama, refuse):
+        victim, neighbour = served.submit([(first, None), (second, None)], max_tokens=20)
+        assert isinstance(victim.error(), ZeroDivisionError)
+        assert victim.tokens == answer[: at + 1]
+        assert neighbour.reason() == "length"
+        decoder.assert_greedy(second, None, neighbour.tokens, 20)
+        stats = served.engine.stats()
+        assert (stats.failed, stats.retried, stats.graphs_refused) == (1, 1, 0)
+        assert stats.graphs == 2
+        assert stats.graph_replays > 10
 
 
 def test_recordings_stop_for_good_where_they_may_no_longer_be_intact(llama, decoder):
