@@ -32,7 +32,8 @@ def compiled(p: int, q_in: int, capability: int, numbers: int, warps: int):
     names = fused.fused_cdvft_kernel.arg_names
     kinds = {name: "*fp32" if name.endswith("_ptr") else "i32" for name in names}
     kinds |= POINTERS | dict.fromkeys(constants, "constexpr")
-    aligned = [*(name for name in names if name.endswith("_ptr")), "d_in", "d_out", "x_stride", "y_stride"]
+    aligned = [name for name in names if name.endswith("_ptr") and name != "rows_ptr"]
+    aligned += ["d_in", "d_out", "x_stride", "y_stride"]
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
     source = ASTSource(fused.fused_cdvft_kernel, kinds, constants, attributes)
     target = GPUTarget("cuda", capability, 32)
@@ -40,15 +41,15 @@ def compiled(p: int, q_in: int, capability: int, numbers: int, warps: int):
 
 
 def compiled_attention(head_dim: int, groups: int, dtype: str, capability: int):
-    """The kernel that walks over a span, in 4 parts: what triton made."""
+    """The kernel that walks over a span: what triton made."""
     kernel = spans.attend_kernel
     constants = {"groups": groups, "GROUPS": spans.padded(groups), "d": head_dim, "D": spans.padded(head_dim)}
-    constants |= {"PARTS": 4, "KEYS": spans.KEYS, "PRECISION": spans.precision(dtype == "fp32")}
+    constants |= {"KEYS": spans.KEYS, "PRECISION": spans.precision(dtype == "fp32")}
     names = kernel.arg_names
     kinds = {name: "*fp32" if name.endswith("_ptr") else "i32" for name in names} | {"scale": "fp32"}
     kinds |= dict.fromkeys(("q_ptr", "k_ptr", "v_ptr"), f"*{dtype}")
     kinds |= dict.fromkeys(("start_ptr", "length_ptr"), "*i64") | dict.fromkeys(constants, "constexpr")
-    aligned = [*(name for name in names if name.endswith("_ptr")), "rows", "q_head", "k_token", "v_token"]
+    aligned = [name for name in names if name.endswith("_ptr") and kinds[name] != "*i64"] + ["k_token", "v_token"]
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
     return triton.compile(ASTSource(kernel, kinds, constants, attributes), target=GPUTarget("cuda", capability, 32))
 

@@ -83,9 +83,9 @@ class GraphRunner(Runner):
 
     def __init__(self, backbone: Backbone, context: AdapterContext, arena: KvArena, recorder: Recorder) -> None:
         super().__init__(backbone, context, arena)
-        self.stopped: str | None = None  # why nothing is repeated any more
         self.replays = self.refused = 0
         self._kv, self._recorder = arena, recorder
+        self.stopped = self._first_attention()  # why nothing is recorded or repeated (any more)
         self._recorded: OrderedDict[Kind, Recorded] = OrderedDict()  # the one not used for longest first
         self._seen: OrderedDict[Kind, int | None] = OrderedDict()  # how often plainly; None: it is not to be recorded
 
@@ -112,6 +112,19 @@ class GraphRunner(Runner):
                 self.replays += 1
             return output
         return self._try(kind, batch) if self._is_due(kind) else super().run(batch, between)
+
+    @torch.inference_mode()
+    def _first_attention(self) -> str | None:
+        """Compile the kernels before anybody waits for them; what is wrong where that fails."""
+        start, length = torch.tensor([[self._kv.size], [1]], device=self.device)
+        key, value = self._kv.keys[0], self._kv.values[0]
+        query = key.new_zeros(key.shape[1], self.groups, key.shape[2])
+        try:
+            self._recorder.attention(start, length)(query, key, value, None)
+        except Exception as error:
+            log.warning("decode steps are not recorded: %s", _said(error))
+            return "the attention kernel fails"
+        return None
 
     def _intact(self) -> bool:
         if self._recorder.intact():

@@ -36,8 +36,8 @@ class Runner:
         self.backbone, self.context, self.arena = backbone, context, arena
         self.device = backbone.device
         config = backbone.config
-        groups = config.num_attention_heads // kv_shape(backbone)["kv_heads"]
-        self._kernel = KernelMaker(groups, backbone.dtype, self.device)
+        self.groups = config.num_attention_heads // kv_shape(backbone)["kv_heads"]
+        self._kernel = KernelMaker(self.groups, backbone.dtype, self.device)
         self._first_position = config.pad_token_id + 1 if backbone.info.family.pads_first else 0
 
     @torch.inference_mode()

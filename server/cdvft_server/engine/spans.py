@@ -55,23 +55,24 @@ class SpanAttention:
         sums = query.new_empty((parts, kv_heads, rows, d), dtype=torch.float32)
         tops, weights = query.new_empty((2, parts, kv_heads, rows), dtype=torch.float32)
         output = torch.empty_like(query)
-        sizes = {"groups": groups, "GROUPS": padded(groups), "d": d, "D": padded(d), "PARTS": parts}
+        sizes = {"groups": groups, "GROUPS": padded(groups), "d": d, "D": padded(d)}
         attend_kernel[tokens, kv_heads, parts](
             *(query, key, value, self.start, self.length, sums, tops, weights),
-            *(rows, d**-0.5 if scaling is None else scaling, query.stride(0), key.stride(0), value.stride(0)),
+            *(rows, parts, d**-0.5 if scaling is None else scaling, query.stride(0), key.stride(0), value.stride(0)),
             **sizes,
             KEYS=KEYS,
             PRECISION=precision(query.dtype == torch.float32),
         )
-        add_parts_kernel[tokens, kv_heads](sums, tops, weights, output, rows, output.stride(0), **sizes)
+        add_parts_kernel[tokens, kv_heads](sums, tops, weights, output, rows, parts, output.stride(0), **sizes)
         return output
 
 
-@triton.jit
+# compiled once, whatever the batch
+@triton.jit(do_not_specialize=["rows", "parts", "q_head"], do_not_specialize_on_alignment=["start_ptr", "length_ptr"])
 def attend_kernel(
     q_ptr, k_ptr, v_ptr, start_ptr, length_ptr, sums_ptr, tops_ptr, weights_ptr,
-    rows, scale, q_head, k_token, v_token,
-    groups: tl.constexpr, GROUPS: tl.constexpr, d: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr,
+    rows, parts, scale, q_head, k_token, v_token,
+    groups: tl.constexpr, GROUPS: tl.constexpr, d: tl.constexpr, D: tl.constexpr,
     KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: one part of a token's keys, all query heads of one key head. Leaves `sum(w v)`, the largest score
@@ -83,7 +84,7 @@ def attend_kernel(
     q = tl.load(q_ptr + head * q_head + row[:, None] * d + e[None, :], mask=inside, other=0.0).to(tl.float32)
     start = tl.load(start_ptr + token)
     length = tl.load(length_ptr + token).to(tl.int32)
-    share = tl.cdiv(tl.cdiv(length, PARTS), KEYS) * KEYS
+    share = tl.cdiv(tl.cdiv(length, parts), KEYS) * KEYS
     first = part * share
     stop = tl.minimum(first + share, length)
     top = tl.full([GROUPS], -float("inf"), dtype=tl.float32)
@@ -110,10 +111,10 @@ def attend_kernel(
     tl.store(weights_ptr + at, weight, mask=g < groups)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "parts", "o_head"])
 def add_parts_kernel(
-    sums_ptr, tops_ptr, weights_ptr, output_ptr, rows, o_head,
-    groups: tl.constexpr, GROUPS: tl.constexpr, d: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr,
+    sums_ptr, tops_ptr, weights_ptr, output_ptr, rows, parts, o_head,
+    groups: tl.constexpr, GROUPS: tl.constexpr, d: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """One program: one token, one key head. Each part is faded to the largest score of all."""
     token, head = tl.program_id(0), tl.program_id(1)
@@ -124,11 +125,11 @@ def add_parts_kernel(
     step = tl.num_programs(1) * rows
     at = head * rows + row
     top = tl.load(tops_ptr + at, mask=real, other=0.0)
-    for part in range(1, PARTS):
+    for part in range(1, parts):
         top = tl.maximum(top, tl.load(tops_ptr + part * step + at, mask=real, other=0.0))
     weight = tl.zeros([GROUPS], dtype=tl.float32)
     total = tl.zeros([GROUPS, D], dtype=tl.float32)
-    for part in range(PARTS):
+    for part in range(parts):
         place = part * step + at
         faded = tl.exp(tl.load(tops_ptr + place, mask=real, other=0.0) - top)
         weight += faded * tl.load(weights_ptr + place, mask=real, other=1.0)

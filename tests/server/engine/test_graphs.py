@@ -178,6 +178,22 @@ def test_whatever_fails_the_plain_forward_serves(llama, decoder, caplog, recorde
         assert len([r for r in caplog.records if "1 tokens, 1 banks run unrecorded" in r.getMessage()]) == 1
 
 
+@dataclass(frozen=True, eq=False)
+class Broken(ExactSpans):
+    def __call__(self, query, key, value, scaling):
+        raise RuntimeError("no C compiler")
+
+
+def test_without_a_working_attention_nothing_is_recorded(llama, decoder, caplog):
+    with serving(llama, recorder=CallAgain(Broken)) as served:
+        assert served.engine.recording == Recording(False, "the attention kernel fails")
+        assert "no C compiler" in caplog.text
+        listener = served.generate(PROMPT, max_tokens=9)
+        listener.wait()
+        decoder.assert_greedy(PROMPT, None, listener.tokens, 9)
+        assert (served.engine.stats().graphs, served.engine.stats().graphs_refused) == (0, 0)
+
+
 def test_a_request_whose_forward_fails_takes_no_recording_with_it(llama, decoder):
     """The victim's next token makes the pass raise, in a step that is repeated; its neighbour's next steps are."""
     first, second = [5, 6, 7, 8], [40, 41, 42]
