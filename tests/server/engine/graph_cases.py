@@ -127,6 +127,7 @@ def test_recorded_steps_with_both_kernels(llama, decoder, monkeypatch: pytest.Mo
     adapters = [None, *(random_adapter(llama.info, seed, targets=("q_proj",)) for seed in (1, 2))]
     work = [(own, 4 if own is None else 6) for own in (*adapters, method_adapter(llama.info, Lora(), 0, 3))]
     with serving(llama, kernel="triton", kv_tokens=32, recorder=CallAgain(SpanAttention)) as served:
+        assert served.engine.recording.on
         requests = [served.request([5, 6 + k], own, sampling=params(n)) for k, (own, n) in enumerate(work)]
         bank = served.pool.placements([requests[1].lease])[0].bank
         site = next(iter(bank.tables))
