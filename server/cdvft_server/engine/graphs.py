@@ -32,6 +32,7 @@ __all__ = ["GraphRunner"]
 log = logging.getLogger(__name__)
 
 AFTER = 16  # batches of a kind run plainly first: recording one costs about five of them
+AGAIN = 4096  # and so many more where recording failed: the reason may have gone
 MOST_TOKENS = 256  # of a recorded batch: larger ones keep a device busy without
 MOST_RECORDINGS = 32
 MOST_KINDS = 256  # that are remembered and not recorded
@@ -87,7 +88,7 @@ class GraphRunner(Runner):
         self._kv, self._recorder = arena, recorder
         self.stopped = self._first_attention()  # why nothing is recorded or repeated (any more)
         self._recorded: OrderedDict[Kind, Recorded] = OrderedDict()  # the one not used for longest first
-        self._seen: OrderedDict[Kind, int | None] = OrderedDict()  # how often plainly; None: it is not to be recorded
+        self._seen: OrderedDict[Kind, int] = OrderedDict()  # how often plainly
 
     @property
     def held(self) -> int:
@@ -140,14 +141,11 @@ class GraphRunner(Runner):
             if known.gone:
                 self._seen.pop(known, None)
                 self._recorded.pop(known, None)
-        count = self._seen.get(kind, 0)
-        if count is not None:
-            count += 1
-        self._seen[kind] = count
+        self._seen[kind] = count = self._seen.get(kind, 0) + 1
         self._seen.move_to_end(kind)
         if len(self._seen) > MOST_KINDS:
             self._seen.popitem(last=False)
-        return count is not None and count > AFTER
+        return count > AFTER
 
     def _try(self, kind: Kind, batch: Batch) -> Output:
         """Record, repeat, compare. The plain forward comes last, so that its keys and values stay in the arena."""
@@ -178,7 +176,7 @@ class GraphRunner(Runner):
 
     def _refuse(self, kind: Kind, reason: str) -> None:
         self.refused += 1
-        self._seen[kind] = None
+        self._seen[kind] = -AGAIN
         log.warning("decode steps of %d tokens, %d banks run unrecorded: %s", kind.bucket, len(kind.banks), reason)
 
     def _record(self, kind: Kind, batch: Batch) -> Recorded:

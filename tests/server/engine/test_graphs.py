@@ -136,6 +136,16 @@ class Raises(CallAgain):
         raise RuntimeError("operation not permitted when stream is capturing")
 
 
+class RaisesOnce(CallAgain):
+    failed = False
+
+    def record(self, function):
+        if not self.failed:
+            self.failed = True
+            raise torch.OutOfMemoryError("for once")
+        return super().record(function)
+
+
 class RaisesLater(CallAgain):
     def record(self, function):
         calls, repeat = iter(range(4)), super().record(function)
@@ -182,6 +192,18 @@ def test_whatever_fails_the_plain_forward_serves(llama, decoder, caplog, recorde
 class Broken(ExactSpans):
     def __call__(self, query, key, value, scaling):
         raise RuntimeError("no C compiler")
+
+
+def test_what_failed_is_tried_again_much_later(llama, decoder, monkeypatch):
+    monkeypatch.setattr(module, "AGAIN", 10)
+    recorder = RaisesOnce()
+    with serving(llama, recorder=recorder) as served:
+        listener = served.generate(PROMPT, max_tokens=30)
+        listener.wait()
+        decoder.assert_greedy(PROMPT, None, listener.tokens, 30)
+        stats = served.engine.stats()
+        # 29 decode steps: one plain, the failure, 11 plain, the recording
+        assert (stats.graphs, stats.graphs_refused, stats.graph_replays) == (1, 1, 15)
 
 
 def test_without_a_working_attention_nothing_is_recorded(llama, decoder, caplog):
