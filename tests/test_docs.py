@@ -55,7 +55,7 @@ def test_no_setting_is_listed_that_does_not_exist() -> None:
 def metrics() -> set[str]:
     """The names of all metrics, as a server without an engine would answer them."""
     meters, base = Meters(), SimpleNamespace(info=SimpleNamespace(name="base"))
-    why = {"kernel": Choice("torch", "no reason"), "recording": Recording(False, "no reason")}
+    why = {"kernel": Choice("torch", ""), "attention": "views", "recording": Recording(False, "")}
     engine = SimpleNamespace(stats=EngineStats, meters=meters, backbone=base, config=EngineConfig(), **why)
     workers = cast(Workers, None)
     ledger = Ledger(cast(UsageStore, None), workers)

@@ -53,6 +53,9 @@ class _Read(Collector):
         kernel = GaugeMetricFamily("cdvft_kernel_info", "What runs CDVFT's products", labels=["kernel", "reason"])
         kernel.add_metric([read.kernel.name, read.kernel.reason], 1)
         yield kernel
+        attention = GaugeMetricFamily("cdvft_attention_info", "What computes attention", labels=["kernel"])
+        attention.add_metric([read.attention], 1)
+        yield attention
         graphs = GaugeMetricFamily(
             "cdvft_graphs_info", "Whether decode steps are recorded", labels=["graphs", "reason"]
         )

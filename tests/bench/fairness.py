@@ -30,6 +30,7 @@ from cdvft_server.engine.batch import Sequence
 from cdvft_server.engine.core import Core
 from cdvft_server.engine.runners import Runner, kv_arena
 from cdvft_server.engine.scheduler import Scheduler
+from cdvft_server.process import settled_heap
 
 __all__ = ["Case", "Sides", "bases", "compare"]
 
@@ -158,11 +159,12 @@ def compare(case: Case, runs: int) -> dict[str, float]:
     idle: list[float] = []
     fifo: list[Lap] = []
     fair: list[Lap] = []
-    for number in range(runs):
-        idle += sides.lap(True, PROBES, None).latencies
-        pause = PAUSE * statistics.median(idle)
-        for own in (fair, fifo) if number % 2 else (fifo, fair):
-            own.append(sides.lap(own is fair, PROBES, pause))
+    with settled_heap():  # as in a server
+        for number in range(runs):
+            idle += sides.lap(True, PROBES, None).latencies
+            pause = PAUSE * statistics.median(idle)
+            for own in (fair, fifo) if number % 2 else (fifo, fair):
+                own.append(sides.lap(own is fair, PROBES, pause))
     alone = milliseconds(idle)
     shown = {"idle_p50_ms": alone["p50_ms"], "idle_p95_ms": alone["p95_ms"]}
     for name, laps in (("fair", fair), ("fifo", fifo)):

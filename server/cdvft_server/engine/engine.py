@@ -26,7 +26,6 @@ from cdvft_server.engine.config import EngineConfig, EngineStats, longest_input,
 from cdvft_server.engine.core import Core
 from cdvft_server.engine.costs import CostModel, fit_costs
 from cdvft_server.engine.graphs import GraphRunner
-from cdvft_server.engine.kv import KvArena
 from cdvft_server.engine.pace import ACCELERATOR, CPU
 from cdvft_server.engine.pool import AdapterPool
 from cdvft_server.engine.proof import probe_adapter, prove_packing
@@ -74,7 +73,10 @@ class Engine:
             fair=self.config.scheduling == "fair",
             sizes=CPU if backbone.device.type == "cpu" else ACCELERATOR,
         )
-        self._runner = _runner(backbone, self._context, self._arena, recorder)
+        if recorder is None or self._arena is None:
+            self._runner = Runner(backbone, self._context, self._arena)
+        else:
+            self._runner = GraphRunner(backbone, self._context, self._arena, recorder)
         self._core = Core(backbone, pool, self._runner, self._scheduler, forget=self._forget, let_in=self._let_in)
         self.meters = self._core.meters
         self._changed = threading.Condition()  # guards what follows
@@ -187,6 +189,11 @@ class Engine:
         return machine_choice(self.backbone.device, self.config.kernel)
 
     @property
+    def attention(self) -> str:
+        """How attention is computed: by attention.c ("native"), or by torch ("views", "groups")."""
+        return self._runner.attention
+
+    @property
     def recording(self) -> Recording:
         """Whether decode steps are recorded, and why (not)."""
         stopped = self._runner.stopped if isinstance(self._runner, GraphRunner) else None
@@ -282,12 +289,6 @@ def _limits(backbone: Backbone, context_length: int) -> Limits:
     config = backbone.config
     types = getattr(config, "type_vocab_size", 0)
     return Limits(backbone.info.family.kind, config.vocab_size, types, context_length)
-
-
-def _runner(backbone: Backbone, context: AdapterContext, arena: KvArena | None, recorder: Recorder | None) -> Runner:
-    if recorder is None or arena is None:
-        return Runner(backbone, context, arena)
-    return GraphRunner(backbone, context, arena, recorder)
 
 
 def _graph_stats(runner: Runner) -> dict[str, int]:

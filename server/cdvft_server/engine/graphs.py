@@ -228,7 +228,7 @@ def _whole(view: BankView | None, rows: Tensor) -> BankSlice:
     """All tokens, each by its row of the bank."""
     if view is None:
         raise RuntimeError("a bank is gone that a recording reads")
-    return BankSlice(0, len(rows), view.method, view.tables, view.layouts, (), view.shared, rows)
+    return BankSlice(0, len(rows), view.method, view.tables, view.layouts, (), view.shared, view.adders, rows)
 
 
 def _difference(found: Output, plain: Output) -> float | None:

@@ -34,13 +34,15 @@ class RouterView:
 @dataclass(frozen=True)
 class Gauges:
     """Name -> (what it is, value). Gauges go up and down, counters only up. What is `by_source` has a value for each
-    label `source`. `kernel` runs CDVFT's products, `recording` says whether decode steps are recorded."""
+    label `source`. `kernel` runs CDVFT's products, `attention` computes attention, `recording` says whether decode
+    steps are recorded."""
 
     gauges: dict[str, tuple[str, float]]
     counters: dict[str, tuple[str, float]]
     histograms: dict[str, tuple[str, Spread]]
     by_source: dict[str, tuple[str, Mapping[str, Spread]]]
     kernel: Choice
+    attention: str
     recording: Recording
     router: RouterView
 
@@ -104,6 +106,7 @@ def read_gauges(parts: Parts, times: LoadTimes) -> Gauges:
             "adapter_load_seconds": ("Time until an adapter that is wanted is on the device, by source", times.read())
         },
         kernel=engine.kernel,
+        attention=engine.attention,
         recording=engine.recording,
         router=_router_view(engine, stats, ledger),
     )
