@@ -29,7 +29,8 @@ class BankSlice:
     `tables[site.name]` holds `[rows, ...]` tensors, `shared[site.name]` those that all rows have in common,
     `layouts[site.name]` what the method needs besides them;
     `runs` are (row, number of tokens) in token order and cover the slice. `adders` is kept by whoever keeps the tables,
-    and filled here.
+    and filled here. Where there are `rows [stop - start]` (int64, on the tables' device) they stand for the runs and
+    are read as the forward runs: nothing is decided on the host, and tokens of row 0 stay as they are.
     """
 
     start: int
@@ -40,6 +41,7 @@ class BankSlice:
     runs: Sequence[tuple[int, int]]
     shared: Mapping[str, Tensors] = field(default_factory=dict)
     adders: dict[tuple[str, Wanted], Adder | None] = field(default_factory=dict)
+    rows: Tensor | None = None
 
     def adder(self, site: str, kernel: Wanted) -> Adder | None:
         """The method's, made once for these tables; None where it has none."""
@@ -51,12 +53,16 @@ class BankSlice:
     @cached_property
     def row_of_each(self) -> Tensor:
         """`[stop - start]` int64, on the tables' device."""
+        if self.rows is not None:
+            return self.rows
         device = next(iter(next(iter(self.tables.values())).values())).device
         return torch.tensor([row for row, n in self.runs for _ in range(n)], dtype=torch.int64, device=device)
 
     @cached_property
     def chunks(self) -> list[tuple[int, int, int | Tensor]]:
         """(start, stop, row or rows `[stop - start]`): long runs by one row, neighbouring short ones together."""
+        if self.rows is not None:
+            return [(self.start, self.stop, self.rows)]
         chunks: list[tuple[int, int, int | Tensor]] = []
         pending: list[int] = []
         position = pending_start = self.start
@@ -158,7 +164,8 @@ class AdapterContext:
             for start, stop, rows in bank.chunks:
                 picked = {name: _pick(table, rows) for name, table in tables.items()}
                 picked.update(shared)
-                y[start:stop] += bank.method.apply(x[start:stop].float(), picked, layout).to(y.dtype)
+                delta = bank.method.apply(x[start:stop].float(), picked, layout).to(y.dtype)
+                y[start:stop] += delta if bank.rows is None else delta.masked_fill_((bank.rows == 0)[:, None], 0.0)
 
 
 def _pick(table: Tensor, rows: int | Tensor) -> Tensor:

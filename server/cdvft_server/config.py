@@ -105,6 +105,9 @@ class ServeConfig(BaseSettings):
         "auto",
         description="Fast paths of CDVFT and attention: C on the CPU, Triton on CUDA; torch where they cannot run",
     )
+    cuda_graphs: Literal["auto", "on", "off"] = Field(
+        "auto", description="Decode steps from CUDA graphs; auto: on CUDA where Triton is installed"
+    )
     threads: PositiveInt | None = Field(None, description="Threads of a forward pass; else one for each core")
     context_length: PositiveInt | None = Field(None, description="Prompt and answer together; else the base's longest")
     kv_tokens: PositiveInt | None = Field(None, description="Tokens of the KV arena that running requests share")

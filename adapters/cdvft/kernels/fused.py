@@ -82,7 +82,7 @@ class FusedAdder:
         return True
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["tokens"], do_not_specialize_on_alignment=["rows_ptr"])
 def fused_cdvft_kernel(
     x_ptr, y_ptr, rows_ptr, diag_in_ptr, spectrum_ptr, diag_out_ptr, fft_ptr,
     tokens, d_in, d_out, q_in, q_out, x_stride, y_stride,

@@ -36,10 +36,9 @@ class Runner:
         self.backbone, self.context, self.arena = backbone, context, arena
         self.device = backbone.device
         config = backbone.config
-        groups = config.num_attention_heads // kv_shape(backbone)["kv_heads"]
-        self._kernel = KernelMaker(
-            groups, backbone.dtype, self.device, style_for(self.device, backbone.dtype, context.kernel)
-        )
+        self.groups = config.num_attention_heads // kv_shape(backbone)["kv_heads"]
+        style = style_for(self.device, backbone.dtype, context.kernel)
+        self._kernel = KernelMaker(self.groups, backbone.dtype, self.device, style)
         self._first_position = config.pad_token_id + 1 if backbone.info.family.pads_first else 0
 
     @property
