@@ -78,7 +78,8 @@ class FusedAdder:
             and not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, y, *self.tables.values())))
         ):
             return False
-        launch(x, y, rows, self.tables, self.plan)
+        with torch.cuda.device_of(x):  # Triton launches on the thread's current device
+            launch(x, y, rows, self.tables, self.plan)
         return True
 
 

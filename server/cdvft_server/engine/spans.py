@@ -56,14 +56,16 @@ class SpanAttention:
         tops, weights = query.new_empty((2, parts, kv_heads, rows), dtype=torch.float32)
         output = torch.empty_like(query)
         sizes = {"groups": groups, "GROUPS": padded(groups), "d": d, "D": padded(d)}
-        attend_kernel[tokens, kv_heads, parts](
-            *(query, key, value, self.start, self.length, sums, tops, weights),
-            *(rows, parts, d**-0.5 if scaling is None else scaling, query.stride(0), key.stride(0), value.stride(0)),
-            **sizes,
-            KEYS=KEYS,
-            PRECISION=precision(query.dtype == torch.float32),
-        )
-        add_parts_kernel[tokens, kv_heads](sums, tops, weights, output, rows, parts, output.stride(0), **sizes)
+        scale = d**-0.5 if scaling is None else scaling
+        with torch.cuda.device_of(query):  # Triton launches on the thread's current device
+            attend_kernel[tokens, kv_heads, parts](
+                *(query, key, value, self.start, self.length, sums, tops, weights),
+                *(rows, parts, scale, query.stride(0), key.stride(0), value.stride(0)),
+                **sizes,
+                KEYS=KEYS,
+                PRECISION=precision(query.dtype == torch.float32),
+            )
+            add_parts_kernel[tokens, kv_heads](sums, tops, weights, output, rows, parts, output.stride(0), **sizes)
         return output
 
 
