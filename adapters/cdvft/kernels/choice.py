@@ -63,8 +63,8 @@ def choose(tables: Tensors, layout: CdvftLayout, wanted: Wanted = "auto") -> Cho
 def make_adder(tables: Tensors, layout: CdvftLayout, wanted: Wanted = "auto") -> Adder | None:
     """The chosen kernel for a bank's tables of one site, with a leading row axis; None: the caller runs `Method.apply`.
 
-    Tables are as `Cdvft.prepare` makes them or, without diagonals, `C3a.prepare`. Row 0 is the base: its tokens stay as
-    they are, bit for bit.
+    Tables are as `Cdvft.prepare` makes them or, without diagonals, `C3a.prepare`. Row 0 is the base, zeros: its
+    tokens stay as they are, bit for bit, but for infinities and NaN in x.
     """
     name = choose(tables, layout, wanted).name
     if name == "torch" or not _fit(tables):
