@@ -51,7 +51,7 @@ class Side:
     """A server with the tenants `flood` and `probe`, and an adapter for each."""
 
     def __init__(self, case: Case, url: str, database: str) -> None:
-        self._case, self._address = case, urlsplit(url)
+        self._case, self._url, self._address = case, url, urlsplit(url)
         self._encoder = case.probe_answer == 0
         store = Store.open(database)
         self._keys = {}
@@ -60,7 +60,8 @@ class Side:
             self._keys[tenant] = store.keys.create(tenant, ("infer", "upload"), None, int(time.time()))[1]
         store.close()
         backbone = load_backbone(case.base)
-        files = adapter_files(Fleet(backbone.info, "cdvft", "classify" if self._encoder else "generate").adapter(0))
+        fleet = Fleet(backbone.info, "cdvft", "classify" if self._encoder else "generate")
+        files = adapter_files(fleet.adapter(0), backbone.info)
         for key in self._keys.values():
             parts = {"config": ("c.json", files.config), "weights": ("w", files.weights)}
             headers = {"authorization": f"Bearer {key}"}
@@ -77,7 +78,13 @@ class Side:
             time.sleep(WARM_UP)
             before, begun = answers(), time.perf_counter()
             latencies = self._probes(probes)
-            return Lap(latencies, (answers() - before) / (time.perf_counter() - begun))
+            lap = Lap(latencies, (answers() - before) / (time.perf_counter() - begun))
+        wait_until(self._is_idle, "the end of the flood")
+        return lap
+
+    def _is_idle(self) -> bool:
+        lines = httpx.get(f"{self._url}/metrics").text.splitlines()
+        return all(f"cdvft_{what} 0.0" in lines for what in ("calls_in_flight", "requests_running", "requests_waiting"))
 
     @property
     def _host(self) -> str:
@@ -147,10 +154,13 @@ def _server(case: Case, scheduling: str, threads: int) -> Iterator[Side]:
         port, database = free_port(), f"sqlite:///{folder}/store.db"
         command = [sys.executable, "-m", "cdvft_server.cli", "serve", "--base", case.base, "--database", database]
         command += ["--port", str(port), "--scheduling", scheduling, "--threads", str(threads)]
-        with open(Path(folder) / "log", "w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        output = Path(folder) / "log"
+        with output.open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
             try:
                 url = f"http://127.0.0.1:{port}"
                 wait_until(lambda: process.poll() is not None or _is_ready(url), "the server", START_SECONDS)
+                if process.poll() is not None:
+                    raise RuntimeError(f"the server did not start:\n{output.read_text()}")
                 yield Side(case, url, database)
             finally:
                 process.terminate()
