@@ -28,10 +28,10 @@ CONSTANTS = {"cdvft_server.store.database.READ_SECONDS": 60.0}  # whatever else 
 
 
 class Server:
-    """One process. Its output is in the nursery's log."""
+    """One process; `url` once it is ready. Its output is in the nursery's log."""
 
-    def __init__(self, nursery: "Nursery", pid: int, url: str) -> None:
-        self._nursery, self.pid, self.url = nursery, pid, url
+    def __init__(self, nursery: "Nursery", pid: int) -> None:
+        self._nursery, self.pid, self.url = nursery, pid, ""
         self.alive = True
 
     def kill(self) -> None:
@@ -47,14 +47,16 @@ class Nursery:
         self._process, self.log = process, log
 
     def start(self, *options: str, constants: Mapping[str, float] | None = None) -> Server:
+        """Ready; else as `begin`."""
+        server = self.begin(*options, constants=constants)
+        server.url = self.ask({"ready": server.pid})["url"]
+        assert server.url, f"the server did not start:\n{self.log.read_text()}"
+        return server
+
+    def begin(self, *options: str, constants: Mapping[str, float] | None = None) -> Server:
         """`cdvft serve` with these options, on a port that the system finds; module constants may have other values."""
-        asked = {
-            "serve": [*options, "--port", "0", "--log-level", "warning"],
-            "constants": CONSTANTS | dict(constants or {}),
-        }
-        answer = self.ask(asked)
-        assert answer["url"], f"the server did not start:\n{self.log.read_text()}"
-        return Server(self, answer["pid"], answer["url"])
+        command = [*options, "--port", "0", "--log-level", "warning"]
+        return Server(self, self.ask({"serve": command, "constants": CONSTANTS | dict(constants or {})})["pid"])
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
@@ -85,15 +87,20 @@ class _Children:
     def __init__(self) -> None:
         self._outputs: dict[int, IO[str]] = {}
 
-    def start(self, options: list[str], constants: Mapping[str, float]) -> dict[str, Any]:
+    def begin(self, options: list[str], constants: Mapping[str, float]) -> int:
+        """Its id."""
         reading, writing = os.pipe()
         pid = os.fork()
         if pid == 0:
             _become_server(writing, options, constants)
         os.close(writing)
-        output = self._outputs[pid] = os.fdopen(reading)
-        ready = next((line for line in output if READY in line), None)
-        return {"pid": pid, "url": ready and ready.partition(READY)[2].split()[0]}
+        self._outputs[pid] = os.fdopen(reading)
+        return pid
+
+    def url(self, pid: int) -> str | None:
+        """Once it is ready; None where it ends before."""
+        ready = next((line for line in self._outputs[pid] if READY in line), None)
+        return ready and ready.partition(READY)[2].split()[0]
 
     def kill(self, pid: int) -> int:
         """Its exit status."""
@@ -130,7 +137,9 @@ def _main() -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         if "serve" in asked:
-            answer = children.start(asked["serve"], asked["constants"])
+            answer: dict[str, Any] = {"pid": children.begin(asked["serve"], asked["constants"])}
+        elif "ready" in asked:
+            answer = {"url": children.url(asked["ready"])}
         else:
             answer = {"status": children.kill(asked["kill"])}
         print(json.dumps(answer), flush=True)

@@ -1,12 +1,14 @@
 """kill -9 of real servers under traffic: what was answered holds, what was not is whole or absent, all over HTTP.
 
-On SQLite and on PostgreSQL one server, killed and started again; on PostgreSQL three that share it, of which one dies.
+On SQLite and on PostgreSQL one server, killed and started again; on PostgreSQL several that share it, of which one dies.
 """
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from itertools import count
+from pathlib import Path
 from random import Random
 from threading import Event
 
@@ -24,8 +26,9 @@ from tests.server.http.harness import WAIT, wait_until
 from tests.server.http.traffic import Traffic
 from tests.server.postgres import Postgres, execute
 
-ROUNDS, LONG_ROUNDS, REPLICAS = 2, 100, 3
+ROUNDS, LONG_ROUNDS = 2, 100
 MOST_CHANGES, MOST_SECONDS = 25, 0.05  # from a round's begin to its kill
+START_SECONDS = 1.0  # about as long as a start takes
 ORPHANS = "SELECT count(*) FROM blobs WHERE sha256 NOT IN (SELECT sha256 FROM version_files)"
 QUICK = {
     "cdvft_server.store.replicas.DEAD_SECONDS": 2,
@@ -50,6 +53,15 @@ def site_on(forks: Nursery, llama: Backbone) -> "SiteOn":
     return partial(Site, forks, llama)
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> "NewUrl":
+    """Of a database in which nothing was made."""
+    if request.param == "postgresql":
+        return request.getfixturevalue("postgres").database  # type: ignore[no-any-return]
+    names = count()
+    return lambda: nullcontext(f"sqlite:///{tmp_path}/{next(names)}/store.db")
+
+
 @pytest.fixture
 def shared_url(postgres: Postgres) -> Iterator[str]:
     with postgres.database() as url:
@@ -61,15 +73,23 @@ class Site:
 
     def __init__(self, forks: Nursery, base: Backbone, url: str, constants: Mapping[str, float] | None = None) -> None:
         self._forks, self._base, self.url, self._constants = forks, base, url, constants
-        self._names = iter(f"server-{k}" for k in range(10**6))
+        self._names = (f"server-{k}" for k in count())
         self._named: dict[int, str] = {}
         self._postgres = make_url(url).get_backend_name() == "postgresql"
 
     def start(self) -> Server:
+        """Ready."""
+        return self._start(self._forks.start)
+
+    def begin(self) -> Server:
+        """On its way."""
+        return self._start(self._forks.begin)
+
+    def _start(self, how: Callable[..., Server]) -> Server:
         name = next(self._names)
         url = f"{self.url}&application_name={name}" if self._postgres else self.url
         options = ["--base", str(self._base.path), "--database", url, "--merged-memory", "0", "--host-memory", "0"]
-        server = self._forks.start(*options, constants=self._constants)
+        server = how(*options, constants=self._constants)
         self._named[server.pid] = name
         return server
 
@@ -88,6 +108,7 @@ class Site:
 
 
 SiteOn = Callable[..., Site]
+NewUrl = Callable[[], AbstractContextManager[str]]
 
 
 def kill_again_and_again(site: Site, contents: list[Content], rounds: int, seed: int) -> None:
@@ -116,12 +137,40 @@ def test_100_kills_lose_nothing(site_on: SiteOn, store_url: str, contents: list[
     kill_again_and_again(site_on(store_url), contents, LONG_ROUNDS, 2)
 
 
-def kill_replicas(site: Site, contents: list[Content], rounds: int, seed: int) -> list[float]:
+def kill_during_starts(site: Site, contents: list[Content], rng: Random) -> None:
+    """On a database without anything: whatever the last one left, the next one makes good."""
+    for _ in range(3):
+        server = site.begin()
+        Event().wait(rng.uniform(0, START_SECONDS))
+        site.kill(server)
+    server = site.start()
+    with httpx.Client(base_url=server.url, timeout=WAIT) as client:
+        assert Put(contents[0]).send(client, "first").status_code == 201
+        answer = client.post("/v1/completions", json=asking("first@1"))
+        assert answer.raise_for_status().json()["choices"][0]["text"] == contents[0].text
+    site.kill(server)
+    site.check_whole()
+
+
+def test_a_kill_during_the_first_start(site_on: SiteOn, new_url: NewUrl, contents: list[Content]) -> None:
+    with new_url() as url:
+        kill_during_starts(site_on(url), contents, Random(5))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+def test_kills_during_the_first_start(site_on: SiteOn, new_url: NewUrl, contents: list[Content]) -> None:
+    for seed in range(30):
+        with new_url() as url:
+            kill_during_starts(site_on(url), contents, Random(seed))
+
+
+def kill_replicas(site: Site, contents: list[Content], replicas: int, rounds: int, seed: int) -> list[float]:
     """How long, in seconds, a delete of what the dead one used waited for it, each time."""
     traffic, rng, waited = Traffic(contents, seed), Random(seed), []
-    traffic.servers = [site.start() for _ in range(REPLICAS)]
+    traffic.servers = [site.start() for _ in range(replicas)]
     for number in range(rounds):
-        name, dying = f"held-{number}", rng.randrange(REPLICAS)
+        name, dying = f"held-{number}", rng.randrange(replicas)
         victim, other = traffic.servers[dying], traffic.servers[dying - 1]
         with httpx.Client(base_url=other.url, timeout=WAIT) as client, traffic.running():
             assert Put(contents[0]).send(client, name).status_code == 201
@@ -139,7 +188,7 @@ def kill_replicas(site: Site, contents: list[Content], rounds: int, seed: int) -
         site.check_whole()
     for server in traffic.servers:
         server.kill()
-    print(f"{REPLICAS} replicas, {rounds} rounds: {traffic.figures}; deletes waited {[round(s, 1) for s in waited]} s")
+    print(f"{replicas} replicas, {rounds} rounds: {traffic.figures}; deletes waited {[round(s, 1) for s in waited]} s")
     return waited
 
 
@@ -153,11 +202,12 @@ def in_use(server: Server, name: str) -> Iterator[None]:
 
 
 def test_a_killed_replica_stops_no_other(site_on: SiteOn, shared_url: str, contents: list[Content]) -> None:
-    kill_replicas(site_on(shared_url, QUICK), contents, 1, 3)
+    kill_replicas(site_on(shared_url, QUICK), contents, 2, 1, 3)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
 def test_a_dead_replica_is_not_waited_for_long(site_on: SiteOn, shared_url: str, contents: list[Content]) -> None:
     """By the clock: deletes go on once it counts as dead, before they would give up."""
-    assert max(kill_replicas(site_on(shared_url), contents, 10, 4)) < DEAD_SECONDS + BEAT_SECONDS + 2
+    waited = kill_replicas(site_on(shared_url), contents, 3, 10, 4)
+    assert max(waited) < DEAD_SECONDS + BEAT_SECONDS + 2
