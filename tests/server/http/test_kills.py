@@ -1,6 +1,6 @@
 """kill -9 of real servers under traffic: what was answered holds, what was not is whole or absent, all over HTTP.
 
-On SQLite and on PostgreSQL one server, killed and started again; on PostgreSQL several that share it, of which one dies.
+One server on SQLite, and on PostgreSQL, killed and started again; several that share a PostgreSQL, one of which dies.
 """
 
 import time
