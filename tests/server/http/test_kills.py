@@ -23,7 +23,7 @@ from tests.server.http.changes import Put, Remove
 from tests.server.http.contents import Content, asking, make_contents
 from tests.server.http.forked import Nursery, Server, nursery
 from tests.server.http.harness import WAIT, wait_until
-from tests.server.http.traffic import Traffic
+from tests.server.http.traffic import Traffic, asker
 from tests.server.postgres import Postgres, execute
 
 ROUNDS, LONG_ROUNDS = 2, 100
@@ -144,7 +144,7 @@ def kill_during_starts(site: Site, contents: list[Content], rng: Random) -> None
         Event().wait(rng.uniform(0, START_SECONDS))
         site.kill(server)
     server = site.start()
-    with httpx.Client(base_url=server.url, timeout=WAIT) as client:
+    with asker(server) as client:
         assert Put(contents[0]).send(client, "first").status_code == 201
         answer = client.post("/v1/completions", json=asking("first@1"))
         assert answer.raise_for_status().json()["choices"][0]["text"] == contents[0].text
@@ -172,7 +172,7 @@ def kill_replicas(site: Site, contents: list[Content], replicas: int, rounds: in
     for number in range(rounds):
         name, dying = f"held-{number}", rng.randrange(replicas)
         victim, other = traffic.servers[dying], traffic.servers[dying - 1]
-        with httpx.Client(base_url=other.url, timeout=WAIT) as client, traffic.running():
+        with asker(other) as client, traffic.running():
             assert Put(contents[0]).send(client, name).status_code == 201
             traffic.wait_for(rng.randint(1, MOST_CHANGES))
             with in_use(victim, name):

@@ -212,10 +212,13 @@ class Traffic:
             raise self._errors[0]
 
 
-def askers(servers: Sequence[Server], stack: ExitStack) -> list[Asker]:
+def asker(server: Server) -> httpx.Client:
     """Each request has a connection of its own: none is one that the server just closed."""
-    made = [httpx.Client(base_url=own.url, timeout=WAIT, headers={"connection": "close"}) for own in servers]
-    return [(server, stack.enter_context(client)) for server, client in zip(servers, made, strict=True)]
+    return httpx.Client(base_url=server.url, timeout=WAIT, headers={"connection": "close"})
+
+
+def askers(servers: Sequence[Server], stack: ExitStack) -> list[Asker]:
+    return [(server, stack.enter_context(asker(server))) for server in servers]
 
 
 def living(rng: Random, clients: Sequence[Asker]) -> httpx.Client:
