@@ -1,15 +1,19 @@
 """Deletes and moves that meet loads, merging and pins half-way."""
 
+import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from cdvft.checkpoint import adapter_files
 from cdvft_server.exceptions import StoreUnavailable
+from cdvft_server.service.uploads import UploadForm
 from cdvft_server.store import Store, cache_key
 
 from tests.server.http.harness import WAIT, Fleet, wait_until
+from tests.server.postgres import execute
 from tests.tiny import random_adapter
 
 
@@ -102,6 +106,31 @@ def test_what_is_deleted_while_it_is_pinned_is_not_pinned(
     gate.opened.set()
     uploading.result(WAIT)
     assert deleting.result(WAIT).status_code == 200
+    wait_until(lambda: fleet.live.gauge("cdvft_adapters_pinned") == 0)
+
+
+def test_nor_is_what_goes_with_its_tenant(fleet: Fleet, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    service, base, pool = fleet.live.service, fleet.base.info, fleet.live.service._parts.pool
+
+    def on_loop(work: Coroutine[Any, Any, Any]) -> None:
+        asyncio.run_coroutine_threadsafe(work, fleet.live.loop).result(WAIT)
+
+    def put(seed: int) -> None:
+        files = adapter_files(random_adapter(base, seed), base)
+        service.uploads.put_now("guest", UploadForm("theirs", files=files))
+
+    store.tenants.create("guest")
+    put(3)
+    on_loop(service._pins.set("guest", "theirs", True))
+    wait_until(lambda: execute(fleet.live.config.database, "SELECT count(*) FROM receipts") == [(1,)])
+    gate = Gate(pool.place)
+    monkeypatch.setattr(pool, "place", gate)
+    put(4)
+    assert gate.reached.wait(WAIT)  # the pin is on its way to the new version
+    store.tenants.remove("guest", with_adapters=True)
+    wait_until(lambda: fleet.live.gauge("cdvft_adapters_pinned") == 0)
+    gate.opened.set()
+    on_loop(service._pins.follow("guest", "another"))  # after the one that was on its way
     wait_until(lambda: fleet.live.gauge("cdvft_adapters_pinned") == 0)
 
 
