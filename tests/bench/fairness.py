@@ -16,6 +16,7 @@ from pathlib import Path
 from random import Random
 
 from cdvft.backbone import load_backbone
+from cdvft.basefolder import family_at
 from cdvft.linear import AdapterContext, adapt
 from cdvft.prepared import prepare_adapter
 from cdvft_server import demo
@@ -61,15 +62,19 @@ class Case:
 
 
 @contextmanager
-def bases() -> Iterator[list[Case]]:
-    """An encoder of random weights with a paragraph and a sentence as probes; the embedded decoder."""
+def bases(base: str | None = None) -> Iterator[list[Case]]:
+    """A paragraph and a sentence as probes of an encoder, a short answer of a decoder: of this base folder, else of an
+    encoder of random weights and the embedded decoder."""
     with tempfile.TemporaryDirectory(prefix="cdvft-bench-") as folder:
-        encoder = str(make_base(ENCODER, Path(folder) / "encoder", ["a text"]))
-        yield [
-            Case("encoder, a paragraph", encoder, 256, 0, (16, 48), 0),
-            Case("encoder, a sentence", encoder, 24, 0, (16, 48), 0),
-            Case("decoder, 16 tokens", str(demo.base_path()), 32, 16, (16, 48), 64),
-        ]
+        kind = None if base is None else family_at(Path(base)).kind
+        cases = []
+        if kind != "decoder":
+            encoder = base or str(make_base(ENCODER, Path(folder) / "encoder", ["a text"]))
+            cases.append(Case("encoder, a paragraph", encoder, 256, 0, (16, 48), 0))
+            cases.append(Case("encoder, a sentence", encoder, 24, 0, (16, 48), 0))
+        if kind != "encoder":
+            cases.append(Case("decoder, 16 tokens", base or str(demo.base_path()), 32, 16, (16, 48), 64))
+        yield cases
 
 
 class Sides:
