@@ -9,6 +9,7 @@ import pytest
 from cdvft.family import FAMILIES
 from cdvft.kernels import Choice
 from cdvft_server.config import ServeConfig
+from cdvft_server.engine.capture import Recording
 from cdvft_server.engine.engine import EngineConfig, EngineStats
 from cdvft_server.engine.merged import MergedPool
 from cdvft_server.engine.meters import Meters
@@ -54,9 +55,8 @@ def test_no_setting_is_listed_that_does_not_exist() -> None:
 def metrics() -> set[str]:
     """The names of all metrics, as a server without an engine would answer them."""
     meters, base = Meters(), SimpleNamespace(info=SimpleNamespace(name="base"))
-    engine = SimpleNamespace(
-        stats=EngineStats, meters=meters, kernel=Choice("torch", "no reason"), backbone=base, config=EngineConfig()
-    )
+    why = {"kernel": Choice("torch", ""), "attention": "views", "recording": Recording(False, "")}
+    engine = SimpleNamespace(stats=EngineStats, meters=meters, backbone=base, config=EngineConfig(), **why)
     workers = cast(Workers, None)
     ledger = Ledger(cast(UsageStore, None), workers)
     pools = {"pool": AdapterPool("cpu", 1), "merged": MergedPool(1), "flights": Flights()}

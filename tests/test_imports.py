@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import run_python
+
 ROOT = Path(__file__).parent.parent
 SOURCES = {"cdvft": ROOT / "adapters", "cdvft_server": ROOT / "server", "cdvft_client": ROOT / "clients" / "python"}
 
@@ -152,3 +154,8 @@ def test_and_it_is_so_when_it_runs(statement: str, absent: list[str]) -> None:
     code = f"{statement}\nimport sys\nprint([name for name in {absent!r} if name in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120)
     assert shown.stdout.strip() == "[]"
+
+
+def test_triton_is_not_needed() -> None:
+    code = "import sys; sys.modules['triton'] = None; import cdvft.methods, cdvft_server.engine; print('fine')"
+    assert run_python("-c", code).strip() == "fine"

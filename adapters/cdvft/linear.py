@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cdvft.kernels import Wanted
-from cdvft.methods.base import Method, Tensors
+from cdvft.methods.base import Adder, Method, Tensors
 from cdvft.site import Site
 
 __all__ = ["AdaptedLinear", "AdapterContext", "BankSlice", "MergedRun", "TrainableLinear", "adapt"]
@@ -28,7 +28,9 @@ class BankSlice:
 
     `tables[site.name]` holds `[rows, ...]` tensors, `shared[site.name]` those that all rows have in common,
     `layouts[site.name]` what the method needs besides them;
-    `runs` are (row, number of tokens) in token order and cover the slice.
+    `runs` are (row, number of tokens) in token order and cover the slice. `adders` is kept by whoever keeps the tables,
+    and filled here. Where there are `rows [stop - start]` (int64, on the tables' device) they stand for the runs and
+    are read as the forward runs: nothing is decided on the host, and tokens of row 0 stay as they are.
     """
 
     start: int
@@ -38,16 +40,29 @@ class BankSlice:
     layouts: Mapping[str, Any]
     runs: Sequence[tuple[int, int]]
     shared: Mapping[str, Tensors] = field(default_factory=dict)
+    adders: dict[tuple[str, Wanted], Adder | None] = field(default_factory=dict)
+    rows: Tensor | None = None
+
+    def adder(self, site: str, kernel: Wanted) -> Adder | None:
+        """The method's, made once for these tables; None where it has none."""
+        key = site, kernel
+        if key not in self.adders:
+            self.adders[key] = self.method.adder(self.tables[site], self.layouts[site], kernel)
+        return self.adders[key]
 
     @cached_property
     def row_of_each(self) -> Tensor:
         """`[stop - start]` int64, on the tables' device."""
+        if self.rows is not None:
+            return self.rows
         device = next(iter(next(iter(self.tables.values())).values())).device
         return torch.tensor([row for row, n in self.runs for _ in range(n)], dtype=torch.int64, device=device)
 
     @cached_property
     def chunks(self) -> list[tuple[int, int, int | Tensor]]:
         """(start, stop, row or rows `[stop - start]`): long runs by one row, neighbouring short ones together."""
+        if self.rows is not None:
+            return [(self.start, self.stop, self.rows)]
         chunks: list[tuple[int, int, int | Tensor]] = []
         pending: list[int] = []
         position = pending_start = self.start
@@ -84,6 +99,18 @@ class MergedRun:
     weights: Mapping[str, Tensor]
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Active:
+    """What a forward applies; `between` is called as each adapted layer begins."""
+
+    slices: Sequence[BankSlice] = ()
+    merged: Sequence[MergedRun] = ()
+    between: Callable[[], None] | None = None
+
+
+NOTHING = Active()
+
+
 class AdapterContext:
     """Which adapters the forward that runs in this thread applies; handed to every adapted layer by constructor.
     `kernel`: which fast path methods that have one take."""
@@ -91,6 +118,11 @@ class AdapterContext:
     def __init__(self, kernel: Wanted = "auto") -> None:
         self.kernel = kernel
         self._local = threading.local()
+
+    @property
+    def active(self) -> Active:
+        """This thread's."""
+        return getattr(self._local, "active", NOTHING)
 
     @contextmanager
     def activate(
@@ -101,52 +133,39 @@ class AdapterContext:
     ) -> Iterator[None]:
         """Apply these adapters inside the block; `merged` in token order. `between` is called as each adapted layer
         begins. Refuses nesting; always clears, on exceptions too."""
-        if getattr(self._local, "plan", None) is not None:
+        if self.active is not NOTHING:
             raise RuntimeError("a batch is active already; adapter contexts do not nest")
-        self._local.plan = slices
-        self._local.merged, self._local.between = merged, between
+        self._local.active = Active(slices, merged, between)
         try:
             yield
         finally:
-            self._clear()
+            self._local.active = NOTHING
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
         """Another batch may be active inside the block, in the middle of the one that is; then that one goes on."""
-        before = getattr(self._local, "plan", None), self.merged, getattr(self._local, "between", None)
-        self._clear()
+        before, self._local.active = self.active, NOTHING
         try:
             yield
         finally:
-            self._local.plan, self._local.merged, self._local.between = before
-
-    def _clear(self) -> None:
-        self._local.plan, self._local.merged, self._local.between = None, (), None
-
-    def pause(self) -> None:
-        """Let the batch's owner do something else for a moment."""
-        between = getattr(self._local, "between", None)
-        if between is not None:
-            between()
-
-    @property
-    def merged(self) -> Sequence[MergedRun]:
-        return getattr(self._local, "merged", ())
+            self._local.active = before
 
     def add_delta(self, site: Site, x: Tensor, y: Tensor) -> None:
         """`y += dW x` in place for the active slices: `x [T, d_in]`, `y [T, d_out]`."""
-        for bank in getattr(self._local, "plan", None) or ():
-            tables = bank.tables.get(site.name)
-            if tables is None:
+        for bank in self.active.slices:
+            if site.name not in bank.tables:
                 continue
-            layout, shared = bank.layouts[site.name], bank.shared.get(site.name, {})
-            span = slice(bank.start, bank.stop)
-            if bank.method.add_rows(x[span], y[span], bank.row_of_each, tables, layout, kernel=self.kernel):
-                continue
+            add = bank.adder(site.name, self.kernel)
+            if add is not None:
+                whole, span = bank.stop - bank.start == len(x), slice(bank.start, bank.stop)
+                if add(x if whole else x[span], y if whole else y[span], bank.row_of_each):
+                    continue
+            tables, layout, shared = bank.tables[site.name], bank.layouts[site.name], bank.shared.get(site.name, {})
             for start, stop, rows in bank.chunks:
                 picked = {name: _pick(table, rows) for name, table in tables.items()}
                 picked.update(shared)
-                y[start:stop] += bank.method.apply(x[start:stop].float(), picked, layout).to(y.dtype)
+                delta = bank.method.apply(x[start:stop].float(), picked, layout).to(y.dtype)
+                y[start:stop] += delta if bank.rows is None else delta.masked_fill_((bank.rows == 0)[:, None], 0.0)
 
 
 def _pick(table: Tensor, rows: int | Tensor) -> Tensor:
@@ -166,16 +185,19 @@ class AdaptedLinear(nn.Module):
         return self.linear.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        self.context.pause()
-        y: Tensor = self.linear(x) if not self.context.merged else self._by_runs(x)
-        self.context.add_delta(self.site, x.reshape(-1, self.site.d_in), y.view(-1, self.site.d_out))
+        active = self.context.active
+        if active.between is not None:
+            active.between()
+        y: Tensor = self.linear(x) if not active.merged else self._by_runs(x, active.merged)
+        if active.slices:
+            self.context.add_delta(self.site, x.reshape(-1, self.site.d_in), y.view(-1, self.site.d_out))
         return y
 
-    def _by_runs(self, x: Tensor) -> Tensor:
+    def _by_runs(self, x: Tensor, merged: Sequence[MergedRun]) -> Tensor:
         """Each merged run by its own matrix, all other tokens by the base's."""
         tokens = x.reshape(-1, self.site.d_in)
         parts, position = [], 0
-        for run in self.context.merged:
+        for run in merged:
             weight = run.weights.get(self.site.name)
             if weight is not None:
                 parts.append(self.linear(tokens[position : run.start]))

@@ -102,7 +102,11 @@ class ServeConfig(BaseSettings):
         "fair", description="Whose requests go first: fair between tenants, or fifo: in order of arrival"
     )
     kernel: Literal["auto", "native", "triton", "torch"] = Field(
-        "auto", description="CDVFT's fast path: C on the CPU, Triton on CUDA, torch where neither can run"
+        "auto",
+        description="Fast paths of CDVFT and attention: C on the CPU, Triton on CUDA; torch where they cannot run",
+    )
+    cuda_graphs: Literal["auto", "on", "off"] = Field(
+        "auto", description="Decode steps from CUDA graphs; auto: on CUDA where Triton is installed"
     )
     threads: PositiveInt | None = Field(None, description="Threads of a forward pass; else one for each core")
     context_length: PositiveInt | None = Field(None, description="Prompt and answer together; else the base's longest")

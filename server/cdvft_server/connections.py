@@ -4,7 +4,6 @@ import asyncio
 import json
 import logging
 import resource
-import secrets
 import sys
 import time
 from contextlib import suppress
@@ -15,6 +14,7 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from cdvft_server.accesslog import refused
 from cdvft_server.errors import ApiError, invalid, unavailable
+from cdvft_server.ids import new_id
 
 __all__ = ["AcceptLog", "Connection", "allowed_connections"]
 
@@ -92,7 +92,7 @@ class Connection(H11Protocol):
     def _refuse(self, error: ApiError) -> None:
         """Answer, if no answer has begun, and close."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self.transport.is_closing():
-            body, request_id = json.dumps(error.body).encode(), f"req_{secrets.token_hex(12)}"
+            body, request_id = json.dumps(error.body).encode(), f"req_{new_id()}"
             headers = {
                 "content-type": "application/json",
                 "content-length": str(len(body)),

@@ -53,6 +53,14 @@ class _Read(Collector):
         kernel = GaugeMetricFamily("cdvft_kernel_info", "What runs CDVFT's products", labels=["kernel", "reason"])
         kernel.add_metric([read.kernel.name, read.kernel.reason], 1)
         yield kernel
+        attention = GaugeMetricFamily("cdvft_attention_info", "What computes attention", labels=["kernel"])
+        attention.add_metric([read.attention], 1)
+        yield attention
+        graphs = GaugeMetricFamily(
+            "cdvft_graphs_info", "Whether decode steps are recorded", labels=["graphs", "reason"]
+        )
+        graphs.add_metric(["on" if read.recording.on else "off", read.recording.reason], 1)
+        yield graphs
         for name, (text, spread) in read.histograms.items():
             yield HistogramMetricFamily(f"cdvft_{name}", text, spread.buckets, spread.total)
         for name, (text, sources) in read.by_source.items():

@@ -6,7 +6,6 @@ Pure ASGI: knows no route and no body format.
 import asyncio
 import logging
 import re
-import secrets
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
@@ -14,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cdvft_server.accesslog import method_of, route_of
 from cdvft_server.errors import error_body, invalid
+from cdvft_server.ids import new_id
 
 __all__ = ["Envelope"]
 
@@ -40,7 +40,7 @@ class Envelope:
         headers = Headers(scope=scope)
         request_id = headers.get("x-request-id", "")
         if _REQUEST_ID.fullmatch(request_id) is None:
-            request_id = f"req_{secrets.token_hex(12)}"
+            request_id = f"req_{new_id()}"
         scope.setdefault("state", {})["request_id"] = request_id
         exchange = _Exchange(receive, send, request_id, waits="100-continue" in headers.get("expect", "").lower())
         if "content-length" in headers and "transfer-encoding" in headers:

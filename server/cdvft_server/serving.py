@@ -11,6 +11,7 @@ import uvicorn
 from cdvft_server.app import create_app, refuse_open_host
 from cdvft_server.config import ServeConfig
 from cdvft_server.connections import AcceptLog, Connection, allowed_connections
+from cdvft_server.process import settled_heap
 from cdvft_server.service import Service
 
 __all__ = ["Server", "make_server", "serve"]
@@ -70,7 +71,9 @@ def serve(config: ServeConfig, announce: Callable[[str], None] | None = None, **
 
     async def run() -> None:
         service = await Service.start(config)
-        await make_server(config, service, announce, **options).serve()
+        server = make_server(config, service, announce, **options)
+        with settled_heap():
+            await server.serve()
 
     with suppress(KeyboardInterrupt):
         asyncio.run(run())

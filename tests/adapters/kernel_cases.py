@@ -6,7 +6,7 @@ test_kernels.py runs this in a process of its own: the interpreter is chosen whe
 import numpy as np
 import pytest
 import torch
-from cdvft.kernels import choose, fused, fused_cdvft, plan
+from cdvft.kernels import choose, fused, make_adder, plan
 from cdvft.methods.cdvft import Cdvft, CdvftSpec
 from cdvft.site import Site
 from hypothesis import given, settings
@@ -49,7 +49,7 @@ class Bank:
         before = self.draw(len(x), self.site.d_out).to(x.dtype)
         after = before.clone()
         if at is None:
-            assert fused_cdvft(x, after, rows, self.tables, self.layout, wanted="triton")
+            assert make_adder(self.tables, self.layout, "triton")(x, after, rows)
         else:
             fused.launch(x, after, rows, self.tables, plan.fft_plan(self.layout.p), at=at)
         return before, after
@@ -127,7 +127,7 @@ def test_views_into_wider_tensors() -> None:
     wide_x, wide_y, rows = bank.draw(9, 40), bank.draw(9, 60), torch.tensor([2, 1, 0, 3])
     before = wide_y.clone()
     x, y = wide_x[3:7, 5:29], wide_y[3:7, 2:47]
-    assert fused_cdvft(x, y, rows, bank.tables, bank.layout, wanted="triton")
+    assert make_adder(bank.tables, bank.layout, "triton")(x, y, rows)
     exact = before[3:7, 2:47] + bank.delta(x, rows)
     torch.testing.assert_close(y.double(), exact, rtol=1e-5, atol=1e-5)
     wide_y[3:7, 2:47] = before[3:7, 2:47]
@@ -158,11 +158,12 @@ def test_three_tf32_products_are_accurate_and_one_is_not(monkeypatch: pytest.Mon
 def test_no_tokens_and_what_is_left_to_torch() -> None:
     bank = Bank(8)
     none = torch.zeros(0, dtype=torch.int64)
-    assert fused_cdvft(torch.zeros(0, 8), torch.zeros(0, 8), none, bank.tables, bank.layout, wanted="triton")
+    add = make_adder(bank.tables, bank.layout, "triton")
+    assert add(torch.zeros(0, 8), torch.zeros(0, 8), none)
     assert choose(bank.tables, bank.layout, "triton").name == "triton"
     assert choose(bank.tables, bank.layout).name != "triton"
     x, y, rows = torch.randn(2, 8), torch.zeros(2, 8), torch.tensor([1, 2])
     for refused in ((x.double(), y, rows), (x, y, rows.float()), (x.T.contiguous().T, y, rows)):
-        assert not fused_cdvft(*refused, bank.tables, bank.layout, wanted="triton")
-    assert not fused_cdvft(x.requires_grad_(), y, rows, bank.tables, bank.layout, wanted="triton")
+        assert not add(*refused)
+    assert not add(x.requires_grad_(), y, rows)
     assert torch.count_nonzero(y) == 0

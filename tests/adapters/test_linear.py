@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -85,6 +86,30 @@ def test_mixed_slices_equal_a_dense_product_per_token(parts) -> None:
     with torch.no_grad():
         exact = layer.linear.double()(x[0].double()) + torch.einsum("toi,ti->to", dense, x[0].double())
     torch.testing.assert_close(y[0].double(), exact, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", ["auto", "torch"])
+def test_rows_in_a_tensor_are_read_as_the_forward_runs(kernel) -> None:
+    """Two banks over all tokens, as recorded batches have them; a token that neither owns is the base, bit for bit (by
+    torch also where its input is not finite)."""
+    context = AdapterContext(kernel)
+    layer = AdaptedLinear(nn.Linear(SITE.d_in, SITE.d_out), SITE, context)
+    rows = torch.zeros(2, 6, dtype=torch.int64)
+    slices = [replace(bank.slice(0, []), stop=6, rows=own) for bank, own in zip(BANKS, rows, strict=True)]
+    x = torch.randn(6, SITE.d_in)
+    x[5, 0] = torch.inf if kernel == "torch" else 1.0
+    with torch.no_grad():
+        base = layer(x)
+        for owners in ([1, 0, 7, 9, 2, 0], [8, 3, 0, 4, 6, 0]):
+            for bank, own in enumerate(rows):
+                own.copy_(torch.tensor([owner % 5 if owner // 5 == bank else 0 for owner in owners]))
+            with context.activate(slices):
+                y = layer(x)
+            untouched = torch.tensor(owners) == 0
+            assert torch.equal(y[untouched], base[untouched])
+            dense = torch.stack([weight for bank in BANKS for weight in bank.dense])[owners]
+            exact = base.double() + torch.einsum("toi,ti->to", dense, x.double())
+            torch.testing.assert_close(y[:5].double(), exact[:5], rtol=1e-4, atol=1e-4)
 
 
 def test_a_site_without_tables_stays_the_base() -> None:

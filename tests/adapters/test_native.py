@@ -8,14 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 from cdvft.kernels import native
-from cdvft.kernels.native import add_native, library, missing, plans
-from cdvft.methods.cdvft import Cdvft, CdvftSpec
+from cdvft.kernels.native import NativeAdder, library, missing, plans
+from cdvft.methods.base import Tensors
+from cdvft.methods.c3a import C3a, C3aSpec
+from cdvft.methods.cdvft import Cdvft, CdvftLayout, CdvftSpec
 from cdvft.site import Site
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 METHOD = Cdvft()
 pytestmark = pytest.mark.skipif(library() is None, reason=str(missing()))
+
+
+def add_native(x: torch.Tensor, y: torch.Tensor, rows: torch.Tensor, tables: Tensors, layout: CdvftLayout) -> None:
+    assert NativeAdder(tables, layout)(x, y, rows)
+
 
 sizes = st.integers(1, 24)
 tokens = st.sampled_from([0, 1, 2, 7, 33, 255, 256, 259])
@@ -182,3 +189,39 @@ def test_nan_reaches_its_own_token_only() -> None:
         x, y = torch.ones(3, 8).to(dtype), torch.ones(3, 8).to(dtype)
         add_native(x, y, torch.tensor([1, 2, 3]), bank.tables, bank.layout)
         assert y.isnan().any(1).tolist() == [False, True, False]
+
+
+@given(st.tuples(sizes, st.integers(1, 3), st.integers(1, 3)), tokens, seeds)
+@settings(max_examples=40, deadline=None)
+def test_circulants_without_diagonals(shape, count: int, seed: int) -> None:
+    """C3A's tables."""
+    b, q_out, q_in = shape
+    site, spec, method = Site("layer", q_in * b, q_out * b), C3aSpec(b), C3a()
+    generator = torch.Generator().manual_seed(seed)
+    own = [{"c3a_kernel": torch.randn(q_out, q_in, b, generator=generator)} for _ in range(2)]
+    made = [method.prepare(tensors, site, spec)["spectrum"] for tensors in own]
+    tables = {"spectrum": torch.stack([torch.zeros_like(made[0]), *made])}
+    dense = torch.stack([torch.zeros(site.d_out, site.d_in).double(), *(method.dense(t, site, spec) for t in own)])
+    rows = torch.randint(0, 3, (count,), generator=generator)
+    add = method.adder(tables, method.layout(site, spec))
+    assert add is not None
+    for dtype, near in ((torch.float32, 1e-5), (torch.bfloat16, 1e-2)):
+        x, y = (torch.randn(count, d, generator=generator).to(dtype) for d in (site.d_in, site.d_out))
+        expected, before = y.double() + torch.einsum("toi,ti->to", dense[rows], x.double()), y.clone()
+        assert add(x, y, rows)
+        torch.testing.assert_close(y.double(), expected, rtol=near, atol=near)
+        assert torch.equal(y[rows == 0], before[rows == 0])
+
+
+def test_what_it_does_not_take_is_left_alone() -> None:
+    generator = torch.Generator().manual_seed(8)
+    bank = Bank(Site("layer", 8, 12), CdvftSpec(4), generator)
+    add = NativeAdder(bank.tables, bank.layout)
+    x, y, rows = torch.ones(2, 8), torch.zeros(2, 12), torch.tensor([1, 2])
+    wide = torch.ones(8, 2)
+    for refused in ((x.double(), y, rows), (x, y.half(), rows), (x, y, rows.int()), (wide.T, y, rows)):
+        assert not add(*refused)
+    assert not add(x.clone().requires_grad_(), y, rows)
+    assert torch.count_nonzero(y) == 0
+    with torch.no_grad():
+        assert add(x.clone().requires_grad_(), y, rows)

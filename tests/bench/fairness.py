@@ -16,6 +16,7 @@ from pathlib import Path
 from random import Random
 
 from cdvft.backbone import load_backbone
+from cdvft.basefolder import family_at
 from cdvft.linear import AdapterContext, adapt
 from cdvft.prepared import prepare_adapter
 from cdvft_server import demo
@@ -30,6 +31,7 @@ from cdvft_server.engine.batch import Sequence
 from cdvft_server.engine.core import Core
 from cdvft_server.engine.runners import Runner, kv_arena
 from cdvft_server.engine.scheduler import Scheduler
+from cdvft_server.process import settled_heap
 
 __all__ = ["Case", "Sides", "bases", "compare"]
 
@@ -60,15 +62,19 @@ class Case:
 
 
 @contextmanager
-def bases() -> Iterator[list[Case]]:
-    """An encoder of random weights with a paragraph and a sentence as probes; the embedded decoder."""
+def bases(base: str | None = None) -> Iterator[list[Case]]:
+    """A paragraph and a sentence as probes of an encoder, a short answer of a decoder: of this base folder, else of an
+    encoder of random weights and the embedded decoder."""
     with tempfile.TemporaryDirectory(prefix="cdvft-bench-") as folder:
-        encoder = str(make_base(ENCODER, Path(folder) / "encoder", ["a text"]))
-        yield [
-            Case("encoder, a paragraph", encoder, 256, 0, (16, 48), 0),
-            Case("encoder, a sentence", encoder, 24, 0, (16, 48), 0),
-            Case("decoder, 16 tokens", str(demo.base_path()), 32, 16, (16, 48), 64),
-        ]
+        kind = None if base is None else family_at(Path(base)).kind
+        cases = []
+        if kind != "decoder":
+            encoder = base or str(make_base(ENCODER, Path(folder) / "encoder", ["a text"]))
+            cases.append(Case("encoder, a paragraph", encoder, 256, 0, (16, 48), 0))
+            cases.append(Case("encoder, a sentence", encoder, 24, 0, (16, 48), 0))
+        if kind != "encoder":
+            cases.append(Case("decoder, 16 tokens", base or str(demo.base_path()), 32, 16, (16, 48), 64))
+        yield cases
 
 
 class Sides:
@@ -158,11 +164,12 @@ def compare(case: Case, runs: int) -> dict[str, float]:
     idle: list[float] = []
     fifo: list[Lap] = []
     fair: list[Lap] = []
-    for number in range(runs):
-        idle += sides.lap(True, PROBES, None).latencies
-        pause = PAUSE * statistics.median(idle)
-        for own in (fair, fifo) if number % 2 else (fifo, fair):
-            own.append(sides.lap(own is fair, PROBES, pause))
+    with settled_heap():  # as in a server
+        for number in range(runs):
+            idle += sides.lap(True, PROBES, None).latencies
+            pause = PAUSE * statistics.median(idle)
+            for own in (fair, fifo) if number % 2 else (fifo, fair):
+                own.append(sides.lap(own is fair, PROBES, pause))
     alone = milliseconds(idle)
     shown = {"idle_p50_ms": alone["p50_ms"], "idle_p95_ms": alone["p95_ms"]}
     for name, laps in (("fair", fair), ("fifo", fifo)):

@@ -1,4 +1,4 @@
-"""What the fused kernel needs on a GPU, from its compiler; runs without one:
+"""What the fused kernel and the attention of recorded decode steps need on a GPU, by their compiler; runs without one:
 `python -m tests.bench.kernel_resources [LENGTH ...] [--capability 90]`. Fails where an SM's shared memory is too small.
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import triton
 from cdvft.kernels import fused
 from cdvft.kernels.plan import fft_plan
+from cdvft_server.engine import spans
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -31,11 +32,26 @@ def compiled(p: int, q_in: int, capability: int, numbers: int, warps: int):
     names = fused.fused_cdvft_kernel.arg_names
     kinds = {name: "*fp32" if name.endswith("_ptr") else "i32" for name in names}
     kinds |= POINTERS | dict.fromkeys(constants, "constexpr")
-    aligned = [*(name for name in names if name.endswith("_ptr")), "d_in", "d_out", "x_stride", "y_stride"]
+    aligned = [name for name in names if name.endswith("_ptr") and name != "rows_ptr"]
+    aligned += ["d_in", "d_out", "x_stride", "y_stride"]
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
     source = ASTSource(fused.fused_cdvft_kernel, kinds, constants, attributes)
     target = GPUTarget("cuda", capability, 32)
     return block, triton.compile(source, target=target, options={"num_warps": warps, "num_stages": 1})
+
+
+def compiled_attention(head_dim: int, groups: int, dtype: str, capability: int):
+    """The kernel that walks over a span: what triton made."""
+    kernel = spans.attend_kernel
+    constants = {"groups": groups, "GROUPS": spans.padded(groups), "d": head_dim, "D": spans.padded(head_dim)}
+    constants |= {"KEYS": spans.KEYS, "PRECISION": spans.precision(dtype == "fp32")}
+    names = kernel.arg_names
+    kinds = {name: "*fp32" if name.endswith("_ptr") else "i32" for name in names} | {"scale": "fp32"}
+    kinds |= dict.fromkeys(("q_ptr", "k_ptr", "v_ptr"), f"*{dtype}")
+    kinds |= dict.fromkeys(("start_ptr", "length_ptr"), "*i64") | dict.fromkeys(constants, "constexpr")
+    aligned = [name for name in names if name.endswith("_ptr") and kinds[name] != "*i64"] + ["k_token", "v_token"]
+    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
+    return triton.compile(ASTSource(kernel, kinds, constants, attributes), target=GPUTarget("cuda", capability, 32))
 
 
 def registers(ptx: str, capability: int) -> str:
@@ -54,6 +70,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("lengths", type=int, nargs="*", default=[4096, 3072, 2048, 1024, 768, 384])
     parser.add_argument("--q-in", type=int, nargs="+", default=[1, 2], help="input blocks")
+    parser.add_argument("--head-dims", type=int, nargs="*", default=[64, 128, 256], help="of the attention")
+    parser.add_argument("--groups", type=int, default=4, help="query heads of a key head")
     parser.add_argument("--capability", type=int, choices=SHARED, default=90)
     parser.add_argument("--all-tiles", action="store_true", help="every entry of TILES, not the default alone")
     arguments = parser.parse_args()
@@ -66,6 +84,13 @@ def main() -> None:
                 fits &= shared <= SHARED[arguments.capability]
                 used = registers(kernel.asm["ptx"], arguments.capability)
                 print(f"| {p} | {q_in} | {block} | {warps} | {shared / 1024:.0f} KiB | {used} |", flush=True)
+    for head_dim in arguments.head_dims:
+        for dtype in ("bf16", "fp32"):
+            kernel = compiled_attention(head_dim, arguments.groups, dtype, arguments.capability)
+            shared = kernel.metadata.shared
+            fits &= shared <= SHARED[arguments.capability]
+            used = registers(kernel.asm["ptx"], arguments.capability)
+            print(f"| {head_dim} | {dtype} | {shared / 1024:.0f} KiB | {used} |", flush=True)
     sys.exit(0 if fits else "too much shared memory")
 
 

@@ -1,6 +1,7 @@
 """What `cdvft bench` does not measure, on real data and models: `python -m tests.bench.run [CASE ...] [--runs N]`.
 
-The two sides take turns and medians are reported, as there; nothing here gates. Engine level, without HTTP.
+The two sides take turns and medians are reported, as there; nothing here gates. Engine level, without HTTP, but for
+`flood`.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from cdvft_server.bench.settings import Settings
 from cdvft_server.bench.timing import Lap, Side, in_turn
 from transformers.utils.logging import disable_progress_bar
 
+from tests.bench import flood as flooding
 from tests.bench.fairness import bases, compare
 from tests.bench.training import TrainingSteps
 from tests.e2e import inputs
@@ -28,7 +30,7 @@ from tests.e2e import inputs
 DISTINCT = 32
 
 
-def methods(runs: int) -> Iterator[dict[str, Any]]:
+def methods(runs: int, _: str | None) -> Iterator[dict[str, Any]]:
     """For each method, 32 distinct adapters with their heads in a batch of 32 against the base with one head."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # but in the engine's thread, as a server does
@@ -44,7 +46,7 @@ def methods(runs: int) -> Iterator[dict[str, Any]]:
     torch.set_num_threads(threads)
 
 
-def training(runs: int) -> Iterator[dict[str, Any]]:
+def training(runs: int, _: str | None) -> Iterator[dict[str, Any]]:
     """Steps of 32 sst_2 rows with a CDVFT adapter: ours (inputs of like length together, mixed precision where the
     processor has it) against batches padded in the order they were drawn, float32; the same 1,280 rows.
     """
@@ -56,16 +58,23 @@ def training(runs: int) -> Iterator[dict[str, Any]]:
         yield {"case": "training", "what": f"padded loop over ours, {what}", **times}
 
 
-def fairness(runs: int) -> Iterator[dict[str, Any]]:
+def fairness(runs: int, base: str | None) -> Iterator[dict[str, Any]]:
     """A flooding tenant and one that sends a request now and then: latencies over those of an idle engine (`fair`,
     `fifo`), and throughput fair over fifo.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the thread whose time is taken
-    with bases() as cases:
+    with bases(base) as cases:
         for case in cases:
             yield {"case": "fairness", "what": case.name, **compare(case, runs)}
     torch.set_num_threads(threads)
+
+
+def flood(runs: int, base: str | None) -> Iterator[dict[str, Any]]:
+    """The same as `fairness` over HTTP, with `runs` requests of the second tenant, one a second, on each side."""
+    with bases(base) as cases:
+        for case in cases:
+            yield {"case": "flood", "what": case.name, **flooding.compare(case, runs, torch.get_num_threads())}
 
 
 def _lap(work: Callable[[], None]) -> Side:
@@ -85,7 +94,7 @@ def _times(first: Side, second: Side, runs: int) -> dict[str, float]:
     return {**shown, "ratio": round(timed["first"].ratio_to(timed["second"]), 3)}
 
 
-CASES = {"methods": methods, "training": training, "fairness": fairness}
+CASES = {"methods": methods, "training": training, "fairness": fairness, "flood": flood}
 
 
 def main() -> None:
@@ -93,11 +102,12 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", choices=[[], *CASES], default=[])
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--base", metavar="DIR", help="of fairness and flood, instead of their own")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     disable_progress_bar()
     for name in options.cases or CASES:
-        for row in CASES[name](options.runs):
+        for row in CASES[name](options.runs, options.base):
             print(json.dumps({**row, "dtype": "float32", "runs": options.runs}), flush=True)
 
 

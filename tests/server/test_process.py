@@ -1,10 +1,12 @@
 """What a computing process asks of the C library and of OpenMP, each in a process of its own."""
 
+import gc
 import platform
 import subprocess
 import sys
 
 import pytest
+from cdvft_server.process import settled_heap
 
 ACCEPTED = "from cdvft_server.process import tune_process; print(tune_process())"
 
@@ -62,3 +64,10 @@ def test_only_the_engine_computes_in_parallel() -> None:
     spins, seen, *_ = run(THREADS)
     assert int(spins) > 0
     assert seen == str([("after", 3), ("engine", 2), ("loop", 1), ("worker", 1)])
+
+
+def test_a_settled_heap_is_passed_over_and_given_back() -> None:
+    before = gc.get_freeze_count()
+    with settled_heap():
+        assert gc.get_freeze_count() > before
+    assert gc.get_freeze_count() == 0

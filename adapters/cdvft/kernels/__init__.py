@@ -1,5 +1,5 @@
 """Fast paths for serving, chosen in `choice`. Triton is imported only where it is chosen; torch is the fallback."""
 
-from cdvft.kernels.choice import Choice, Wanted, choose, fused_cdvft, machine_choice
+from cdvft.kernels.choice import Choice, Wanted, choose, machine_choice, make_adder
 
-__all__ = ["Choice", "Wanted", "choose", "fused_cdvft", "machine_choice"]
+__all__ = ["Choice", "Wanted", "choose", "machine_choice", "make_adder"]

@@ -1,4 +1,4 @@
-"""Which implementation adds CDVFT's change to a packed batch: the one place that decides, and says why.
+"""Which implementation adds CDVFT's (or C3A's) change to a packed batch: the one place that decides, and says why.
 
 "triton" is the kernel of fused.py (CUDA), "native" native.c with MKL's FFTs (CPU), "torch" is `Cdvft.apply` with
 cuFFT or MKL, and stays the caller's to run.
@@ -10,20 +10,17 @@ from importlib.util import find_spec
 from typing import Literal
 
 import torch
-from torch import Tensor
 
-from cdvft.kernels.native import add_native, missing, plans
+from cdvft.kernels.native import NativeAdder, missing, plans
 from cdvft.kernels.plan import MAX_SIDE, fft_plan
-from cdvft.methods.base import Tensors
+from cdvft.methods.base import Adder, Tensors
 from cdvft.methods.cdvft import CdvftLayout
 
-__all__ = ["Choice", "Wanted", "choose", "fused_cdvft", "machine_choice"]
+__all__ = ["Choice", "Wanted", "choose", "machine_choice", "make_adder"]
 
 Name = Literal["triton", "native", "torch"]
 Wanted = Literal["auto", "triton", "native", "torch"]
 CAPABILITIES = {(9, 0)}  # H100, H200: for 8.0 the compiler spills too much, others have less shared memory
-DTYPES = {"triton": (torch.float32, torch.bfloat16, torch.float16), "native": (torch.float32, torch.bfloat16)}
-INDICES = {"triton": (torch.int32, torch.int64), "native": (torch.int64,)}
 
 
 @dataclass(frozen=True)
@@ -59,33 +56,24 @@ def _choose(device: torch.device, layout: CdvftLayout, q_out: int, factors: int,
 
 def choose(tables: Tensors, layout: CdvftLayout, wanted: Wanted = "auto") -> Choice:
     """For a bank's tables of one site; what a kernel cannot compute is torch's, whatever is wanted."""
-    blocks, factors = tables["spectrum"].shape[-3], tables["diag_out"].shape[-2] + 1
-    return _choose(tables["diag_in"].device, layout, blocks, factors, wanted)
+    factors = tables["diag_out"].shape[-2] + 1 if "diag_out" in tables else 1
+    return _choose(tables["spectrum"].device, layout, tables["spectrum"].shape[-3], factors, wanted)
 
 
-def fused_cdvft(
-    x: Tensor, y: Tensor, rows: Tensor, tables: Tensors, layout: CdvftLayout, *, wanted: Wanted = "auto"
-) -> bool:
-    """`y[t] += dW[rows[t]] x[t]` in place by the chosen kernel: `x [T, d_in]`, `y [T, d_out]`, `rows [T]` of integers.
+def make_adder(tables: Tensors, layout: CdvftLayout, wanted: Wanted = "auto") -> Adder | None:
+    """The chosen kernel for a bank's tables of one site, with a leading row axis; None: the caller runs `Method.apply`.
 
-    `tables` are as `Cdvft.prepare` makes them, with a leading row axis; row 0 is the base, and its tokens stay as they
-    are bit for bit. Rows must exist: nothing checks them. False: nothing was done, the caller runs `Cdvft.apply`.
+    Tables are as `Cdvft.prepare` makes them or, without diagonals, `C3a.prepare`. Row 0 is the base, zeros: its
+    tokens stay as they are, bit for bit, but for infinities and NaN in x.
     """
     name = choose(tables, layout, wanted).name
-    if name == "torch" or not _fits(x, y, rows, tables, name):
-        return False
-    if len(x) == 0:
-        return True
+    if name == "torch" or not _fit(tables):
+        return None
     if name == "native":
-        add_native(x, y, rows, tables, layout)
-        return True
-    plan = fft_plan(layout.p)
-    if plan is None:
-        return False
-    from cdvft.kernels.fused import launch
+        return NativeAdder(tables, layout)
+    from cdvft.kernels.fused import FusedAdder
 
-    launch(x, y, rows, tables, plan)
-    return True
+    return FusedAdder(tables, layout)
 
 
 def _native_problem(device: torch.device) -> str | None:
@@ -112,8 +100,10 @@ def _triton_problem(device: torch.device, wanted: Wanted) -> str | None:
 
 def _mathematics(layout: CdvftLayout, q_out: int, factors: int, name: Name) -> str | None:
     """Why the kernel cannot compute this."""
-    if factors != 2:
+    if factors > 2:
         return f"{factors} factors: the kernels have 2"
+    if factors < 2 and name == "triton":
+        return "no diagonals"
     if layout.cyclic:
         return "cyclic padding"
     if name == "native" and plans(layout.p, layout.q_in, q_out) is None:
@@ -123,18 +113,9 @@ def _mathematics(layout: CdvftLayout, q_out: int, factors: int, name: Name) -> s
     return None
 
 
-def _fits(x: Tensor, y: Tensor, rows: Tensor, tables: Tensors, name: Name) -> bool:
-    """Whether these tensors are ones that the kernel takes; it has no backward pass."""
-    own = (tables["diag_in"], tables["spectrum"], tables["diag_out"])
-    return (
-        x.dtype in DTYPES[name]
-        and y.dtype in DTYPES[name]
-        and own[0].dtype == own[2].dtype == torch.float32
-        and own[1].dtype == torch.complex64
-        and all(table.is_contiguous() for table in own)
-        and (x.stride(1) == y.stride(1) == 1 or len(x) == 0)
-        and rows.dtype in INDICES[name]
-        and rows.is_contiguous()
-        and x.device == y.device == rows.device == own[0].device
-        and not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, y, *tables.values())))
+def _fit(tables: Tensors) -> bool:
+    """Whether the kernels read such tables."""
+    return all(
+        table.is_contiguous() and table.dtype == (torch.complex64 if name == "spectrum" else torch.float32)
+        for name, table in tables.items()
     )

@@ -11,13 +11,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cdvft.kernels.plan import FftPlan, fft_matrices
+from cdvft.kernels.plan import FftPlan, fft_matrices, fft_plan
 from cdvft.kernels.transforms import forward, forward_middle, inverse, inverse_middle
 from cdvft.methods.base import Tensors
+from cdvft.methods.cdvft import CdvftLayout
 
-__all__ = ["TILES", "launch", "tile"]
+__all__ = ["TILES", "FusedAdder", "launch", "tile"]
 
 TILES = ((4096, 4), (4096, 8), (2048, 4), (2048, 8))  # (padded numbers of x in one program, warps): what to measure
+DTYPES = {torch.float32, torch.bfloat16, torch.float16}
 ENOUGH = 128  # programs that keep the SMs busy
 
 
@@ -54,7 +56,34 @@ def launch(
     )
 
 
-@triton.jit(do_not_specialize=["tokens"])
+class FusedAdder:
+    """`launch` bound to the tables of one site; x and y in float32, bfloat16 or float16."""
+
+    def __init__(self, tables: Tensors, layout: CdvftLayout) -> None:
+        """Raises ValueError for a block length that `fft_plan` does not cut."""
+        plan = fft_plan(layout.p)
+        if plan is None:
+            raise ValueError(f"block length {layout.p} is no product of two short ones; ask `choose` first")
+        self.tables, self.plan = tables, plan
+
+    def __call__(self, x: Tensor, y: Tensor, rows: Tensor) -> bool:
+        if len(rows) == 0:
+            return True
+        if not (
+            x.dtype in DTYPES
+            and y.dtype in DTYPES
+            and rows.dtype in {torch.int32, torch.int64}
+            and x.stride(1) == y.stride(1) == rows.stride(0) == 1
+            and x.device == y.device == rows.device == self.tables["spectrum"].device
+            and not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, y, *self.tables.values())))
+        ):
+            return False
+        with torch.cuda.device_of(x):  # Triton launches on the thread's current device
+            launch(x, y, rows, self.tables, self.plan)
+        return True
+
+
+@triton.jit(do_not_specialize=["tokens"], do_not_specialize_on_alignment=["rows_ptr"])
 def fused_cdvft_kernel(
     x_ptr, y_ptr, rows_ptr, diag_in_ptr, spectrum_ptr, diag_out_ptr, fft_ptr,
     tokens, d_in, d_out, q_in, q_out, x_stride, y_stride,

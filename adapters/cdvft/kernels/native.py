@@ -7,19 +7,19 @@ import ctypes
 import sys
 import weakref
 from functools import cache, lru_cache
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from cdvft.kernels.compiled import compiled
 from cdvft.methods.base import Tensors
 from cdvft.methods.cdvft import CdvftLayout
 
-__all__ = ["Plans", "add_native", "library", "missing", "plans"]
+__all__ = ["NativeAdder", "Plans", "library", "missing", "plans"]
 
-PARALLEL = 1 << 15  # elements from which on a helper thread is worth waking, as torch has it
-LINE = 16  # floats of a cache line: no two threads write to one
+PARALLEL = 1 << 13  # elements from which on a helper thread is worth waking: some ten microseconds
+HALF = {torch.float32: False, torch.bfloat16: True}
 
 pointer, size, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 DFTI = (
@@ -63,8 +63,7 @@ def missing() -> str | None:
 
 
 def _path() -> Path | None:
-    found = (Path(__file__).with_name("_native" + suffix) for suffix in EXTENSION_SUFFIXES)
-    return next((path for path in found if path.is_file()), None)
+    return compiled(Path(__file__).parent, "_native")
 
 
 def _torch() -> ctypes.CDLL:
@@ -80,7 +79,7 @@ def _bound() -> ctypes.CDLL:
     found.cdvft_plan.argtypes, found.cdvft_plan.restype = [size, size, flag], pointer
     found.cdvft_free.argtypes, found.cdvft_free.restype = [pointer], None
     tensor = (pointer, size, flag)
-    found.cdvft_add.argtypes = [pointer, *tensor, *tensor, pointer, size, pointer, size, flag]
+    found.cdvft_add.argtypes = [pointer, *tensor, *tensor, pointer, size, flag]
     found.cdvft_add.restype = size
     return found
 
@@ -110,31 +109,43 @@ def plans(p: int, q_in: int, q_out: int) -> Plans | None:
         return None
 
 
-def add_native(x: Tensor, y: Tensor, rows: Tensor, tables: Tensors, layout: CdvftLayout) -> None:
-    """`y[t] += dW[rows[t]] x[t]` in place for m = 2 factors: `x [T, d_in]`, `y [T, d_out]` in float32 or bfloat16,
-    `rows [T]` int64; `tables` as `Cdvft.prepare` makes them, with a leading row axis.
+class NativeAdder:
+    """`y[t] += diag_out * irfft(sum_j S_ij rfft(diag_in x)_j)`, block by block, padded with zeros, by the vectors of
+    row rows[t] of one site's tables: `x [T, d_in]`, `y [T, d_out]` in float32 or bfloat16, `rows [T]` int64.
 
-    diag_out * irfft(sum_j S_ij rfft(diag_in x)_j), block by block, padded with zeros. Rows must exist: nothing checks
-    them. Raises RuntimeError without `library`, or where MKL refuses.
+    `tables` are as `Cdvft.prepare` (m = 2) or, without diagonals, `C3a.prepare` makes them, with a leading row axis and
+    contiguous. A call raises RuntimeError where MKL refuses or memory is out; False: x, y or rows are not such.
     """
-    p, q_in, q_out = layout.p, layout.q_in, tables["spectrum"].shape[-3]
-    used = plans(p, q_in, q_out)
-    native = library()
-    if native is None or used is None:
-        raise RuntimeError(f"MKL has no real FFT of length {p}; ask `plans` first")
-    site = _Site(
-        *(layout.d_in, layout.d_out, p, q_in, q_out),
-        *(tables[name].data_ptr() for name in ("diag_in", "spectrum", "diag_out")),
-        *(used.forward, used.inverse),
-    )
-    tokens, half = len(x), torch.bfloat16
-    threads = torch.get_num_threads() if tokens * max(layout.d_in, layout.d_out) >= PARALLEL else 1
-    room = (max(q_in, q_out) * p + 2 * (q_in + q_out) * (p // 2 + 1)) // LINE * LINE + 2 * LINE
-    work = torch.empty(threads * room)
-    refused = native.cdvft_add(
-        ctypes.byref(site),
-        *(x.data_ptr(), x.stride(0), x.dtype == half, y.data_ptr(), y.stride(0), y.dtype == half),
-        *(rows.data_ptr(), tokens, work.data_ptr(), room, threads),
-    )
-    if refused:
-        raise RuntimeError(f"MKL refused {refused} FFTs of length {p}")
+
+    def __init__(self, tables: Tensors, layout: CdvftLayout) -> None:
+        """Raises RuntimeError without `library`, or for a length without `plans`."""
+        p, q_in, q_out = layout.p, layout.q_in, tables["spectrum"].shape[-3]
+        native, used = library(), plans(p, q_in, q_out)
+        if native is None or used is None:
+            raise RuntimeError(f"MKL has no real FFT of length {p}; ask `plans` first")
+        pointers = [tables[n].data_ptr() if n in tables else None for n in ("diag_in", "spectrum", "diag_out")]
+        self._keep = tables, used
+        self._site = _Site(layout.d_in, layout.d_out, p, q_in, q_out, *pointers, used.forward, used.inverse)
+        self._pointer = ctypes.byref(self._site)
+        self._add, self._alone = native.cdvft_add, max(1, PARALLEL // max(layout.d_in, layout.d_out))
+        self._trains = any(table.requires_grad for table in tables.values())
+
+    def __call__(self, x: Tensor, y: Tensor, rows: Tensor) -> bool:
+        x_half, y_half, x_strides, y_strides = HALF.get(x.dtype), HALF.get(y.dtype), x.stride(), y.stride()
+        tokens = len(rows)
+        if (
+            x_half is None
+            or y_half is None
+            or rows.dtype is not torch.int64
+            or not x_strides[1] == y_strides[1] == rows.stride(0) == 1
+            or not (x.is_cpu and y.is_cpu and rows.is_cpu)
+            or (torch.is_grad_enabled() and (self._trains or x.requires_grad or y.requires_grad))
+        ):
+            return tokens == 0
+        undone = self._add(
+            *(self._pointer, x.data_ptr(), x_strides[0], x_half, y.data_ptr(), y_strides[0], y_half),
+            *(rows.data_ptr(), tokens, 1 if tokens < self._alone else torch.get_num_threads()),
+        )
+        if undone:
+            raise RuntimeError(f"MKL refused {undone} FFTs of length {self._site.p}, or there is no memory for them")
+        return True

@@ -6,7 +6,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import Generator, Tensor
 
@@ -16,10 +16,18 @@ from cdvft.site import Site
 if TYPE_CHECKING:
     from cdvft.kernels import Wanted
 
-__all__ = ["Method", "SpecT", "Tensors", "fft_flops"]
+__all__ = ["Adder", "Method", "SpecT", "Tensors", "fft_flops"]
 
 Tensors = Mapping[str, Tensor]
 SpecT = TypeVar("SpecT", bound=Hashable)
+
+
+class Adder(Protocol):
+    """Bound to the tables of one site of a bank."""
+
+    def __call__(self, x: Tensor, y: Tensor, rows: Tensor) -> bool:
+        """`y[t] += dW[rows[t]] x[t]` in place: `x [T, d_in]`, `y [T, d_out]`, `rows [T]` of integers, which the tables
+        must have: nothing checks that. False: these tensors are not ones that it takes, nothing was done."""
 
 
 class Method(ABC, Generic[SpecT]):
@@ -88,12 +96,9 @@ class Method(ABC, Generic[SpecT]):
         """`dW x` without building dW: `x [..., d_in]`, `tables` as `prepare` gives them, all but the shared ones with
         leading axes that broadcast against x's -> `[..., d_out]`, in the tables' real dtype."""
 
-    def add_rows(
-        self, x: Tensor, y: Tensor, rows: Tensor, tables: Tensors, layout: Any, *, kernel: "Wanted" = "auto"
-    ) -> bool:
-        """`y[t] += dW[rows[t]] x[t]` in place by a kernel that reads the tables where they lie: `x [T, d_in]`,
-        `y [T, d_out]`, `rows [T]` int64, `tables [rows, ...]`. False: there is none for these, nothing was done."""
-        return False
+    def adder(self, tables: Tensors, layout: Any, kernel: "Wanted" = "auto") -> "Adder | None":
+        """What adds changes by a kernel that reads a bank's `tables [rows, ...]` where they lie; None: none can."""
+        return None
 
     @abstractmethod
     def dense(self, tensors: Tensors, site: Site, spec: SpecT) -> Tensor:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -11,10 +11,14 @@ from torch import Generator, Tensor
 from cdvft.circulant import circulant_rows, transposed
 from cdvft.errors import InvalidAdapter
 from cdvft.fft import block_circulant, circulant_spectrum
-from cdvft.methods.base import Method, Tensors, fft_flops
+from cdvft.methods.base import Adder, Method, Tensors, fft_flops
+from cdvft.methods.cdvft import CdvftLayout
 from cdvft.methods.values import integer, pattern_of, patterned
 from cdvft.patterns import lookup
 from cdvft.site import Site
+
+if TYPE_CHECKING:
+    from cdvft.kernels import Wanted
 
 __all__ = ["C3a", "C3aLayout", "C3aSpec"]
 
@@ -79,6 +83,12 @@ class C3a(Method[C3aSpec]):
     def apply(self, x: Tensor, tables: Tensors, layout: C3aLayout) -> Tensor:
         y = x.reshape(*x.shape[:-1], layout.q_in, layout.b)
         return block_circulant(y, tables["spectrum"], layout.b).flatten(-2)
+
+    def adder(self, tables: Tensors, layout: C3aLayout, kernel: "Wanted" = "auto") -> Adder | None:
+        from cdvft.kernels import make_adder
+
+        b, (q_out, q_in) = layout.b, tables["spectrum"].shape[-3:-1]
+        return make_adder(tables, CdvftLayout(q_in * b, q_out * b, b, q_in, cyclic=False), kernel)
 
     def dense(self, tensors: Tensors, site: Site, spec: C3aSpec) -> Tensor:
         blocks = circulant_rows(tensors[KERNEL].double(), "first_row", spec.block_size)  # [q_out, q_in, b, b]

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from cdvft.circulant import Convention, circulant_rows, transposed
 from cdvft.errors import InvalidAdapter
 from cdvft.fft import block_circulant, circulant_spectrum
-from cdvft.methods.base import Method, Tensors, fft_flops
+from cdvft.methods.base import Adder, Method, Tensors, fft_flops
 from cdvft.methods.values import choice, integer, number, patterned, short
 from cdvft.patterns import lookup
 from cdvft.site import Site
@@ -186,12 +186,10 @@ class Cdvft(Method[CdvftSpec]):
             y = block_circulant(y.unsqueeze(-2), square, layout.d_out).squeeze(-2) * diag_out[..., k + 1, :]
         return y
 
-    def add_rows(
-        self, x: Tensor, y: Tensor, rows: Tensor, tables: Tensors, layout: CdvftLayout, *, kernel: "Wanted" = "auto"
-    ) -> bool:
-        from cdvft.kernels import fused_cdvft
+    def adder(self, tables: Tensors, layout: CdvftLayout, kernel: "Wanted" = "auto") -> Adder | None:
+        from cdvft.kernels import make_adder
 
-        return fused_cdvft(x, y, rows, tables, layout, wanted=kernel)
+        return make_adder(tables, layout, kernel)
 
     def dense(self, tensors: Tensors, site: Site, spec: CdvftSpec) -> Tensor:
         """dW from the definition, padding included; no FFT."""

@@ -4,6 +4,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from cdvft_server.process import settled_heap
+
 __all__ = ["WARM_UP", "Lap", "Side", "Timed", "in_turn", "milliseconds"]
 
 WARM_UP = -1
@@ -53,10 +55,11 @@ def in_turn(sides: Mapping[str, Side], count: int) -> dict[str, Timed]:
         side(WARM_UP)
     found: dict[str, list[Lap]] = {name: [] for name in sides}
     names = list(sides)
-    for number in range(count):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            found[name].append(sides[name](number))
+    with settled_heap():  # as in a server
+        for number in range(count):
+            first = number % len(names)
+            for name in names[first:] + names[:first]:
+                found[name].append(sides[name](number))
     return {name: Timed(own) for name, own in found.items()}
 
 

@@ -22,6 +22,7 @@ class BankView:
     tables: Mapping[str, Tensors]
     layouts: Mapping[str, Any]
     shared: Mapping[str, Tensors] = field(default_factory=dict)
+    adders: dict[Any, Any] = field(default_factory=dict, init=False)  # of these tables: see BankSlice
 
 
 @dataclass(frozen=True, eq=False)

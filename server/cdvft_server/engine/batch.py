@@ -243,4 +243,5 @@ def _slice(segments: list[Segment]) -> BankSlice:
     placed = [(s.placement, s.length) for s in segments if s.placement is not None]
     bank = placed[0][0].bank
     runs = [(row, sum(n for _, n in own)) for row, own in groupby(placed, key=lambda pair: pair[0].row)]
-    return BankSlice(segments[0].start, segments[-1].stop, bank.method, bank.tables, bank.layouts, runs, bank.shared)
+    start, stop = segments[0].start, segments[-1].stop
+    return BankSlice(start, stop, bank.method, bank.tables, bank.layouts, runs, bank.shared, bank.adders)

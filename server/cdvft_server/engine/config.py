@@ -7,6 +7,7 @@ import torch
 from cdvft.backbone import Backbone
 from cdvft.kernels import Wanted
 
+from cdvft_server.engine.capture import CudaGraphs
 from cdvft_server.engine.core import Counters
 from cdvft_server.engine.kv import KvArena
 from cdvft_server.engine.runners import kv_arena, kv_shape
@@ -26,7 +27,7 @@ class EngineConfig:
     memory on an accelerator), at most 64 contexts; a context longer than the arena is served up to the arena's size.
     `threads`: of torch, in the engine's thread alone; None: as many as everywhere else. `fit_costs`: measure the cost
     model at start. `kernel`: CDVFT's fast path, by `cdvft.kernels`. `scheduling`: fair between tenants, or "fifo": in
-    order of arrival, whoever asks."""
+    order of arrival, whoever asks. `cuda_graphs`: whether decode steps are recorded, by `capture.recording_of`."""
 
     max_batch_tokens: int = 2048
     context_length: int | None = None
@@ -36,23 +37,32 @@ class EngineConfig:
     fit_costs: bool = False
     kernel: Wanted = "auto"
     scheduling: Scheduling = "fair"
+    cuda_graphs: CudaGraphs = "auto"
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if isinstance(value, int) and name != "fit_costs" and value < 1:
                 raise ValueError(f"{name} must be at least 1, it is {value}")
-        if self.scheduling not in get_args(Scheduling):
-            raise ValueError(f"scheduling must be one of {', '.join(get_args(Scheduling))}, it is {self.scheduling!r}")
+        for name, value, known in (
+            ("scheduling", self.scheduling, get_args(Scheduling)),
+            ("cuda_graphs", self.cuda_graphs, get_args(CudaGraphs)),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, it is {value!r}")
 
 
 @dataclass
 class EngineStats(Counters):
-    """Gauges beside the counters. Encoders have no KV: both sizes are 0."""
+    """Gauges beside the counters. Encoders have no KV: both sizes are 0. `graphs`: recorded decode steps that are held;
+    `graph_replays` batches were repeated from them, `graphs_refused` recordings failed or gave something else."""
 
     waiting: int = 0
     running: int = 0
     kv_tokens_used: int = 0
     kv_tokens_total: int = 0
+    graphs: int = 0
+    graph_replays: int = 0
+    graphs_refused: int = 0
 
 
 def longest_input(backbone: Backbone, config: EngineConfig) -> int:

@@ -21,9 +21,11 @@ from cdvft_server.engine.admission import Draining, Limits, QueueFull, RequestRe
 from cdvft_server.engine.allowlist import refuse_unsupported
 from cdvft_server.engine.attention import ATTENTION
 from cdvft_server.engine.batch import Request, Sequence
+from cdvft_server.engine.capture import CudaRecorder, Recorder, Recording, recording_of
 from cdvft_server.engine.config import EngineConfig, EngineStats, longest_input, make_arena
 from cdvft_server.engine.core import Core
 from cdvft_server.engine.costs import CostModel, fit_costs
+from cdvft_server.engine.graphs import GraphRunner
 from cdvft_server.engine.pace import ACCELERATOR, CPU
 from cdvft_server.engine.pool import AdapterPool
 from cdvft_server.engine.proof import probe_adapter, prove_packing
@@ -38,9 +40,24 @@ T = TypeVar("T")
 class Engine:
     """Serves one backbone. `submit`, `cancel`, `probe`, `stats` and `stop` may be called from any thread."""
 
-    def __init__(self, backbone: Backbone, pool: AdapterPool, config: EngineConfig | None = None) -> None:
-        """Adapts the backbone's layers in place. Raises UnsupportedBase where the allow-list refuses its config."""
+    def __init__(
+        self,
+        backbone: Backbone,
+        pool: AdapterPool,
+        config: EngineConfig | None = None,
+        recorder: Recorder | None = None,
+    ) -> None:
+        """Adapts the backbone's layers in place. `recorder` records a decoder's steps, whatever the config says of CUDA
+        graphs. Raises UnsupportedBase where the allow-list refuses the base's config, ValueError for what is asked for
+        and cannot be."""
         self.config = config or EngineConfig()
+        self._recording = (
+            recording_of(backbone, self.config.cuda_graphs)
+            if recorder is None
+            else Recording(True, "a recorder was given")
+        )
+        if recorder is None and self._recording.on:
+            recorder = CudaRecorder(backbone.device)
         self.backbone = backbone
         longest = longest_input(backbone, self.config)
         self._arena = make_arena(backbone, self.config, longest)
@@ -56,8 +73,11 @@ class Engine:
             fair=self.config.scheduling == "fair",
             sizes=CPU if backbone.device.type == "cpu" else ACCELERATOR,
         )
-        runner = Runner(backbone, self._context, self._arena)
-        self._core = Core(backbone, pool, runner, self._scheduler, forget=self._forget, let_in=self._let_in)
+        if recorder is None or self._arena is None:
+            self._runner = Runner(backbone, self._context, self._arena)
+        else:
+            self._runner = GraphRunner(backbone, self._context, self._arena, recorder)
+        self._core = Core(backbone, pool, self._runner, self._scheduler, forget=self._forget, let_in=self._let_in)
         self.meters = self._core.meters
         self._changed = threading.Condition()  # guards what follows
         self._live: dict[str, Sequence] = {}
@@ -160,12 +180,24 @@ class Engine:
                 running=max(len(self._live) - self._waiting, 0),
                 kv_tokens_used=self._arena.used if self._arena else 0,
                 kv_tokens_total=self._arena.size if self._arena else 0,
+                **_graph_stats(self._runner),
             )
 
     @property
     def kernel(self) -> Choice:
         """Which fast path CDVFT takes on this machine, and why."""
         return machine_choice(self.backbone.device, self.config.kernel)
+
+    @property
+    def attention(self) -> str:
+        """How attention is computed: by attention.c ("native"), or by torch ("views", "groups")."""
+        return self._runner.attention
+
+    @property
+    def recording(self) -> Recording:
+        """Whether decode steps are recorded, and why (not)."""
+        stopped = self._runner.stopped if isinstance(self._runner, GraphRunner) else None
+        return self._recording if stopped is None else Recording(False, stopped)
 
     @property
     def _waiting(self) -> int:
@@ -257,3 +289,9 @@ def _limits(backbone: Backbone, context_length: int) -> Limits:
     config = backbone.config
     types = getattr(config, "type_vocab_size", 0)
     return Limits(backbone.info.family.kind, config.vocab_size, types, context_length)
+
+
+def _graph_stats(runner: Runner) -> dict[str, int]:
+    if not isinstance(runner, GraphRunner):
+        return {}
+    return {"graphs": runner.held, "graph_replays": runner.replays, "graphs_refused": runner.refused}

@@ -1,6 +1,8 @@
-"""Two ways to compute a batch's pieces, equal up to rounding: exact views one by one, or few padded groups.
+"""Three ways to compute a batch's pieces, equal up to rounding: all in one call of our own, exact views one by one, or
+few padded groups.
 
-A CPU is fastest in a loop of calls over exact views, without padding or copies; an accelerator in few large calls.
+A CPU takes attention.c where it was compiled and knows the dtype, else a loop of torch's calls over exact views,
+without padding or copies; an accelerator few large calls.
 """
 
 from collections import defaultdict
@@ -9,29 +11,40 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from cdvft.kernels import Wanted
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from cdvft_server.engine.attention import BLOCK, Kernel, Piece
+from cdvft_server.engine.native import DTYPES, NativeCall, library
 
-__all__ = ["ExactViews", "KernelMaker", "PaddedGroups"]
+__all__ = ["ExactViews", "KernelMaker", "PaddedGroups", "Style", "style_for"]
+
+Style = Literal["native", "views", "groups"]
 
 
 class KernelMaker:
-    """Makes each batch's kernel; `style` None picks by device, which is the only place that asks for it."""
+    """Makes each batch's kernel; `style` None: by `style_for`."""
 
-    def __init__(
-        self, groups: int, dtype: torch.dtype, device: torch.device, style: Literal["views", "groups"] | None = None
-    ) -> None:
+    def __init__(self, groups: int, dtype: torch.dtype, device: torch.device, style: Style | None = None) -> None:
         self.groups, self.device = groups, device
-        self.style = style or ("views" if device.type == "cpu" else "groups")
+        self.style = style or style_for(device, dtype)
         self._mask = CausalMask(groups, dtype, device)
 
     def __call__(self, pieces: Sequence[Piece]) -> Kernel:
+        if self.style == "native":
+            return NativeCall(pieces, self.groups)
         if self.style == "views":
             masks = [self._mask.view(piece.queries, piece.keys) if piece.causal else None for piece in pieces]
             return ExactViews(pieces, masks, self.groups)
         return PaddedGroups.of(pieces, self.groups, self.device)
+
+
+def style_for(device: torch.device, dtype: torch.dtype, wanted: Wanted = "auto") -> Style:
+    """The one place that decides; `wanted` "torch" means torch's own calls."""
+    if device.type != "cpu":
+        return "groups"
+    return "native" if wanted != "torch" and dtype in DTYPES and library() is not None else "views"
 
 
 class CausalMask:

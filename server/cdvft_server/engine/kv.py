@@ -71,13 +71,14 @@ class SpanAllocator:
 
 
 class KvArena(SpanAllocator):
-    """`keys[layer]` and `values[layer]`: `[size, kv_heads, head_dim]`. Memory is touched only as it is written."""
+    """`keys[layer]` and `values[layer]`: `[size + 1, kv_heads, head_dim]`; token `size` is nobody's, for the padding of
+    recorded batches. Memory is touched only as it is written."""
 
     def __init__(
         self, size: int, *, layers: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         super().__init__(size)
-        shape = (size, kv_heads, head_dim)
+        shape = (size + 1, kv_heads, head_dim)
         self.keys: list[Tensor] = [torch.empty(shape, dtype=dtype, device=device) for _ in range(layers)]
         self.values: list[Tensor] = [torch.empty(shape, dtype=dtype, device=device) for _ in range(layers)]
 

@@ -4,7 +4,7 @@ The next of all is the head of the line whose tenant has the least counter. Coun
 lag behind finds it: a key that lags is brought up to date when it comes to the top.
 """
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Iterator
 from heapq import heappop, heappush, heapreplace
 
@@ -18,7 +18,7 @@ class Lines:
     """Waiting sequences by account. `len` may be asked from any thread."""
 
     def __init__(self) -> None:
-        self._lines: dict[Account, deque[Sequence]] = {}
+        self._lines: dict[Account, OrderedDict[Sequence, None]] = {}
         self._heap: list[tuple[float, int, Account]] = []  # one entry for each of `_listed`; ties: who came first
         self._listed: set[Account] = set()
         self._entries = self._waiting = 0
@@ -34,7 +34,7 @@ class Lines:
         return account in self._lines
 
     def add(self, account: Account, sequence: Sequence) -> None:
-        self._lines.setdefault(account, deque()).append(sequence)
+        self._lines.setdefault(account, OrderedDict())[sequence] = None
         self._waiting += 1
         if account not in self._listed:
             self._listed.add(account)
@@ -52,22 +52,19 @@ class Lines:
             elif key < account.counter:
                 heapreplace(self._heap, (account.counter, number, account))
             else:
-                return line[0]
+                return next(iter(line))
         return None
 
     def head(self, account: Account) -> Sequence | None:
         line = self._lines.get(account)
-        return None if line is None else line[0]
+        return None if line is None else next(iter(line))
 
     def remove(self, account: Account, sequence: Sequence) -> bool:
         """Whether it was there."""
         line = self._lines.get(account)
-        if line is None:
+        if line is None or sequence not in line:
             return False
-        try:
-            line.remove(sequence)
-        except ValueError:
-            return False
+        del line[sequence]
         self._waiting -= 1
         if not line:
             del self._lines[account]

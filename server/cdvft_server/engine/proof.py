@@ -14,7 +14,7 @@ from cdvft_server.engine.bank import BankView, Placement
 from cdvft_server.engine.batch import Batch, Event, Request, SamplingParams, Sequence
 from cdvft_server.engine.runners import Runner, attention_by, kv_arena
 
-__all__ = ["TOLERANCE", "probe_adapter", "prove_packing"]
+__all__ = ["TOLERANCE", "probe_adapter", "prove_packing", "relative_errors"]
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}  # |packed - plain| / |plain| of a token
 PROOF_FLOPS = 2e11  # one or two seconds of a small CPU
@@ -34,7 +34,9 @@ def prove_packing(backbone: Backbone, context: AdapterContext, context_length: i
     sequences = [_sequence(backbone, length, generator) for length in lengths]
     packed = _run_packed(backbone, context, sequences)
     with attention_by(backbone, "sdpa"), torch.inference_mode():
-        worst = max(_error(own, _plain(backbone, s)) for own, s in zip(packed, sequences, strict=True))
+        worst = max(
+            float(relative_errors(own, _plain(backbone, s)).max()) for own, s in zip(packed, sequences, strict=True)
+        )
     tolerance = TOLERANCE[backbone.dtype]
     if not worst <= tolerance:  # NaN fails too
         raise UnsupportedBase(
@@ -125,15 +127,17 @@ def _plain(backbone: Backbone, sequence: Sequence) -> Tensor:
     return output.last_hidden_state[0]  # type: ignore[no-any-return]
 
 
-def _error(packed: Tensor, plain: Tensor) -> float:
-    packed, plain = packed.float(), plain.float()
-    return float(((packed - plain).norm(dim=-1) / plain.norm(dim=-1)).max())
+def relative_errors(found: Tensor, expected: Tensor) -> Tensor:
+    """`|found - expected| / |expected|` of each token, `[T, n]` both -> `[T]`."""
+    found, expected = found.float(), expected.float()
+    return (found - expected).norm(dim=-1) / expected.norm(dim=-1)  # type: ignore[no-any-return]
 
 
 def _placement(prepared: PreparedAdapter, device: torch.device) -> Placement:
-    """A bank of one row, the adapter's own."""
+    """A bank of two rows, the base's and the adapter's: kernels skip row 0."""
     tables = {
-        site: {name: table[None].to(device) for name, table in own.items()} for site, own in prepared.tables.items()
+        site: {name: torch.stack([torch.zeros_like(table), table]).to(device) for name, table in own.items()}
+        for site, own in prepared.tables.items()
     }
     shared = {site: {name: t.to(device) for name, t in own.items()} for site, own in prepared.shared.items()}
-    return Placement(BankView(0, prepared.method, tables, prepared.layouts, shared), 0)
+    return Placement(BankView(0, prepared.method, tables, prepared.layouts, shared), 1)

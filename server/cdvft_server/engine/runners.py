@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cdvft_server.engine.attention import AttentionPlan, Piece, pieces_of
 from cdvft_server.engine.batch import Batch, Segment
-from cdvft_server.engine.kernels import KernelMaker
+from cdvft_server.engine.kernels import KernelMaker, Style, style_for
 from cdvft_server.engine.kv import KvArena
 
 __all__ = ["Output", "Runner", "attention_by", "kv_arena", "kv_shape"]
@@ -36,9 +36,15 @@ class Runner:
         self.backbone, self.context, self.arena = backbone, context, arena
         self.device = backbone.device
         config = backbone.config
-        groups = config.num_attention_heads // kv_shape(backbone)["kv_heads"]
-        self._kernel = KernelMaker(groups, backbone.dtype, self.device)
+        self.groups = config.num_attention_heads // kv_shape(backbone)["kv_heads"]
+        style = style_for(self.device, backbone.dtype, context.kernel)
+        self._kernel = KernelMaker(self.groups, backbone.dtype, self.device, style)
         self._first_position = config.pad_token_id + 1 if backbone.info.family.pads_first else 0
+
+    @property
+    def attention(self) -> Style:
+        """How attention is computed."""
+        return self._kernel.style
 
     @torch.inference_mode()
     def run(self, batch: Batch, between: Callable[[], None] | None = None) -> Output:

@@ -1,7 +1,6 @@
 """Classify calls: every input its own adapter, all of them in the same batches."""
 
 import math
-import secrets
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -11,6 +10,7 @@ from cdvft.formatting import Encoded
 
 from cdvft_server.engine.batch import Failed, Request, Scores
 from cdvft_server.errors import ApiError, unavailable
+from cdvft_server.ids import new_id
 from cdvft_server.schemas import ClassifyRequest
 from cdvft_server.service.access import Caller
 from cdvft_server.service.bridge import Inbox
@@ -76,7 +76,7 @@ class Classifier:
         """The head's outputs for each input, and its mode."""
         inbox = Inbox(self._bridge)
         call = Call(self._engine, inbox, flights, self._ledger, self._config.max_queue)
-        call_id = secrets.token_hex(12)
+        call_id = new_id()
         total = sum(len(row.ids) for row in encoded)
         with self._limiter.reserve(caller, total) as charge:
             with ExitStack() as leases:

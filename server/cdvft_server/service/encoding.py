@@ -15,11 +15,13 @@ __all__ = ["Encoding"]
 
 T = TypeVar("T")
 
+SHORT = 1 << 10  # characters: less time than another thread's turn takes to come
+OVERHEAD = 1 << 6  # of one text, in characters
 LARGE = 1 << 16  # characters: tens of milliseconds
 
 
 class Encoding:
-    """All methods but `check_ids` work in threads; large texts and templates in other ones than the rest."""
+    """Short texts at once, others in threads; large texts and templates in other ones than the rest."""
 
     def __init__(self, parts: Parts) -> None:
         backbone = parts.backbone
@@ -31,7 +33,7 @@ class Encoding:
 
     async def prompts(self, prompts: Sequence[str | list[int]]) -> list[list[int]]:
         """Ids of each prompt. Raises ApiError naming the one that is wrong."""
-        run = self._run_for(sum(map(len, prompts)))
+        run = self._run_for(sum(map(len, prompts)), len(prompts))
         return await run(lambda: [self._prompt(k, prompt) for k, prompt in enumerate(prompts)])
 
     async def chat(self, tenant: str, target: Target, messages: list[dict[str, str]]) -> list[int]:
@@ -43,20 +45,22 @@ class Encoding:
                 tenant, lambda: self._templates.render(own, messages, bos_token=bos, eos_token=eos)
             )
         else:
-            run = self._run_for(sum(len(message["content"]) for message in messages))
+            run = self._run_for(sum(len(message["content"]) for message in messages), len(messages))
             source = self._tokenizer.chat_template or PLAIN_TEMPLATE
             text = await run(lambda: render(source, messages, bos_token=bos, eos_token=eos))
         return await self._run_for(len(text))(lambda: encode_chat(self._tokenizer, text, most=self._context))
 
     async def rows(self, targets: Sequence[Target], rows: Sequence[tuple[str, str | None]], cut: bool) -> list[Encoded]:
         """Each input as its own adapter takes it. Raises ApiError naming the input that is wrong."""
-        run = self._run_for(sum(len(first) + len(second or "") for first, second in rows))
+        run = self._run_for(sum(len(first) + len(second or "") for first, second in rows), len(rows))
         return await run(
             lambda: [self._row(k, t, *row, cut) for k, (t, row) in enumerate(zip(targets, rows, strict=True))]
         )
 
-    def _run_for(self, size: int) -> Callable[[Callable[[], T]], Awaitable[T]]:
-        """Where to work on a text of this many characters (or ids)."""
+    def _run_for(self, size: int, count: int = 1) -> Callable[[Callable[[], T]], Awaitable[T]]:
+        """Where to work on `count` texts of so many characters (or ids) together."""
+        if size + count * OVERHEAD <= SHORT:
+            return _at_once
         return self._workers.texts.run if size <= LARGE else self._workers.run_long
 
     def check_ids(self, ids: Sequence[int], what: str, param: str) -> None:
@@ -83,3 +87,7 @@ class Encoding:
             )
         except InvalidData as error:
             raise invalid(f"input {index}: {error}", "input") from None
+
+
+async def _at_once(function: Callable[[], T]) -> T:
+    return function()

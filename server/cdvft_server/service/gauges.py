@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from cdvft.kernels import Choice
 
+from cdvft_server.engine.capture import Recording
 from cdvft_server.engine.engine import Engine, EngineStats
 from cdvft_server.engine.histogram import Spread
 from cdvft_server.service.ledger import Ledger
@@ -33,13 +34,16 @@ class RouterView:
 @dataclass(frozen=True)
 class Gauges:
     """Name -> (what it is, value). Gauges go up and down, counters only up. What is `by_source` has a value for each
-    label `source`. `kernel` runs CDVFT's products."""
+    label `source`. `kernel` runs CDVFT's products, `attention` computes attention, `recording` says whether decode
+    steps are recorded."""
 
     gauges: dict[str, tuple[str, float]]
     counters: dict[str, tuple[str, float]]
     histograms: dict[str, tuple[str, Spread]]
     by_source: dict[str, tuple[str, Mapping[str, Spread]]]
     kernel: Choice
+    attention: str
+    recording: Recording
     router: RouterView
 
 
@@ -65,6 +69,7 @@ def read_gauges(parts: Parts, times: LoadTimes) -> Gauges:
             "merged_bytes_used": ("Bytes of merged weights", whole.bytes_used),
             "merged_bytes": ("Bytes that merged weights may have", whole.budget_bytes),
             "host_bytes_used": ("Bytes of adapters on the host", host.bytes_used),
+            "graphs": ("Recorded decode steps on the device", stats.graphs),
             "host_bytes": ("Bytes that adapters may have on the host", host.budget_bytes),
         },
         counters={
@@ -76,6 +81,8 @@ def read_gauges(parts: Parts, times: LoadTimes) -> Gauges:
             "batches_retried": ("Batches that failed as a whole", stats.retried),
             "tokens_unmerged": ("Tokens through the model with an adapter beside the base's weights", stats.unmerged),
             "tokens_merged": ("Tokens through the model with merged weights", stats.merged),
+            "graph_replays": ("Batches of decode steps that were repeated from recordings", stats.graph_replays),
+            "graphs_refused": ("Recordings that failed, or gave something else than they should", stats.graphs_refused),
             "mergings": ("Adapters whose weights were merged", whole.placed),
             "merged_evicted": ("Adapters whose merged weights were evicted", whole.evicted),
             "prompt_tokens": ("Prompt tokens that went into the usage ledger", used.prompt_tokens),
@@ -99,6 +106,8 @@ def read_gauges(parts: Parts, times: LoadTimes) -> Gauges:
             "adapter_load_seconds": ("Time until an adapter that is wanted is on the device, by source", times.read())
         },
         kernel=engine.kernel,
+        attention=engine.attention,
+        recording=engine.recording,
         router=_router_view(engine, stats, ledger),
     )
 

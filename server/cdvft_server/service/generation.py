@@ -1,6 +1,5 @@
 """Completions: from prompts to engine requests, and from their events to text."""
 
-import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from typing import Any
 
 from cdvft_server.engine.batch import Failed, Finished, Request, SamplingParams, Token
 from cdvft_server.errors import ApiError, invalid
+from cdvft_server.ids import new_id, new_seed
 from cdvft_server.schemas import ChatRequest, CompletionRequest, GenerationFields
 from cdvft_server.service.access import Caller
 from cdvft_server.service.bridge import Inbox
@@ -189,8 +189,8 @@ class Generator:
         self._encoding.check_ids(body.stop_token_ids or (), "stop_token_ids", "stop_token_ids")
         inbox = Inbox(self._bridge)
         call = Call(self._engine, inbox, plan.flights, self._ledger, self._config.max_queue)
-        call_id, n = secrets.token_hex(12), body.n or 1
-        seed = secrets.randbits(63) if body.seed is None else body.seed
+        call_id, n = new_id(), body.n or 1
+        seed = new_seed() if body.seed is None else body.seed
         row = plan.target.row
         account = plan.target.account(plan.caller.tenant, self._base.digest)
         used, choices, merged = [], {}, None

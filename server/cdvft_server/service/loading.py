@@ -57,6 +57,7 @@ def make_engine(config: ServeConfig, backbone: Backbone, pool: AdapterPool, thre
         threads=threads,
         kernel=config.kernel,
         scheduling=config.scheduling,
+        cuda_graphs=config.cuda_graphs,
         fit_costs=config.merged_memory != 0,
     )
     try:

@@ -20,7 +20,7 @@ from cdvft_server.engine.batch import Request
 from cdvft_server.engine.merged import MergedLease, MergedUse, MergedWeights, merge_adapter, merged_bytes
 from cdvft_server.engine.pool import Lease, PoolFull
 from cdvft_server.errors import ApiError
-from cdvft_server.exceptions import StoreError
+from cdvft_server.exceptions import NotFound, StoreError
 from cdvft_server.service.parts import Parts
 from cdvft_server.store import VersionRow
 
@@ -168,12 +168,16 @@ class Merging:
                     if build is None or build.task.done():
                         self._pool.check_room(self._bytes(lease))
                         build = self._build(row, lease, asked=True)
-                    await build.wait()
+                    try:
+                        await build.wait()
+                    except (ApiError, NotFound):
+                        if build.version_id == row.id:
+                            raise  # else another name's with the same content: that one was deleted, or is damaged
         except TimeoutError:
             raise PoolFull(f"adapter {row.name}@{row.version} is still to be merged; ask again") from None
 
     def _build(self, row: VersionRow, lease: Lease, *, asked: bool) -> "_Build":
-        build = _Build(asked)
+        build = _Build(row.id, asked)
         build.task = asyncio.create_task(self._merge(row, self._bytes(lease), build), name=f"merge {row.key}")
         self._building[row.key] = build
 
@@ -201,12 +205,13 @@ class Merging:
 
 
 class _Build:
-    """One merging. `asked`: for a request, not for traffic; `discarded`: the adapter was deleted meanwhile."""
+    """One merging. `version_id`: whose files it reads; `asked`: for a request, not for traffic; `discarded`: the
+    adapter was deleted meanwhile."""
 
     task: "asyncio.Task[None]"
 
-    def __init__(self, asked: bool) -> None:
-        self.asked = asked
+    def __init__(self, version_id: int, asked: bool) -> None:
+        self.version_id, self.asked = version_id, asked
         self.waiting = 0
         self.discarded = False
 

@@ -66,6 +66,8 @@ class Pins:
             try:
                 row = await self._workers.run(self._store.get, tenant, name, self._base.digest)
             except NotFound:
+                for held in [own for own in self._held.values() if (own.tenant, own.name) == (tenant, name)]:
+                    self._release(held.adapter_id)  # deleted while it was pinned
                 return
             if row.pinned:
                 await self._try(row)

@@ -97,8 +97,7 @@ class Replication:
         try:
             if news.kind == "deleted":
                 await self._deletes.clear(news.tenant, news.name, news.gone)
-            else:
-                await self._pins.follow(news.tenant, news.name)
+            await self._pins.follow(news.tenant, news.name)
         except Exception as error:
             log.warning("what another replica did to %s/%s is not followed: %s", news.tenant, news.name, error)
         self._done.append(news.id)

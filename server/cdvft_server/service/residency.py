@@ -14,8 +14,8 @@ from cdvft.errors import CdvftError
 from cdvft.prepared import PreparedAdapter, prepare_adapter
 
 from cdvft_server.engine.pool import Lease, PoolFull
-from cdvft_server.errors import invalid, unavailable
-from cdvft_server.exceptions import CorruptBlob
+from cdvft_server.errors import ApiError, invalid, unavailable
+from cdvft_server.exceptions import CorruptBlob, NotFound
 from cdvft_server.service.loads import LoadTimes, Source
 from cdvft_server.service.parts import Parts
 from cdvft_server.store import VersionRow
@@ -30,11 +30,12 @@ RETRY_SECONDS = 0.1  # a lease that is given back while we look for room notifie
 class _Load:
     """One adapter on its way into the pool. It holds a lease until everybody who waits has their own.
 
-    `full` is done once the pool had no room for it.
+    `full` is done once the pool had no room for it. `version_id`: whose files it reads; other names may have the same
+    content.
     """
 
-    def __init__(self, task: "asyncio.Task[Lease]") -> None:
-        self.task = task
+    def __init__(self, task: "asyncio.Task[Lease]", version_id: int) -> None:
+        self.task, self.version_id = task, version_id
         self.waiting = 0
         self.full = asyncio.get_running_loop().create_future()
         task.add_done_callback(lambda _: self.release_if_unused())
@@ -200,7 +201,8 @@ class Residency:
         with self._in_line():
             load = self._loads.get(row.key)
             if load is None:
-                load = self._loads[row.key] = _Load(asyncio.create_task(self._load(row), name=f"load {row.key}"))
+                task = asyncio.create_task(self._load(row), name=f"load {row.key}")
+                load = self._loads[row.key] = _Load(task, row.id)
             load.waiting += 1
             try:
                 if not wait:
@@ -209,6 +211,10 @@ class Residency:
                         raise PoolFull(f"no room for adapter {row.name}@{row.version} now")
                 await asyncio.shield(load.task)
                 return self._pool.acquire(row.key)
+            except (ApiError, NotFound):
+                if load.version_id == row.id:
+                    raise
+                return None  # that version was deleted, or is damaged: this one has files of its own
             finally:
                 load.waiting -= 1
                 load.release_if_unused()

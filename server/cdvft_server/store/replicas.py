@@ -63,7 +63,8 @@ class Replica:
         self._last = last
 
     def news(self) -> list[News]:
-        """What the others did since the last call. Only once it has joined."""
+        """What the others did since the last call, and pins that itself has changed: where the answer to that was lost,
+        they are not followed yet. Only once it has joined."""
         asked = select(news.c.id, news.c.kind, news.c.tenant, news.c.name, news.c.gone, news.c.author)
         asked = asked.where(news.c.id > self._last, news.c.base_digest == self._base_digest).order_by(news.c.id)
         with self._database.read() as connection:
@@ -73,7 +74,7 @@ class Replica:
         return [
             News(row.id, row.kind, row.tenant, row.name, [GoneVersion(**gone) for gone in row.gone])
             for row in found
-            if row.author != self.id
+            if row.author != self.id or row.kind == "pinned"
         ]
 
     def acknowledge(self, news_ids: Iterable[int]) -> None:

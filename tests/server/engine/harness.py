@@ -23,6 +23,8 @@ from cdvft_server.engine import (
     Scores,
     Token,
 )
+from cdvft_server.engine.capture import Recorder
+from torch import Tensor
 
 WAIT = 60.0  # seconds: a bound for a hang, not a pace
 _numbers = itertools.count()
@@ -128,10 +130,17 @@ class Served:
 
 
 @contextmanager
-def serving(backbone: Backbone, *, budget: int = 1 << 24, start: bool = True, **config: int | None) -> Iterator[Served]:
+def serving(
+    backbone: Backbone,
+    *,
+    budget: int = 1 << 24,
+    start: bool = True,
+    recorder: Recorder | None = None,
+    **config: int | None,
+) -> Iterator[Served]:
     """An engine that is proven, started, stopped, and checked for leaks."""
     pool = AdapterPool(backbone.device, budget)
-    served = Served(Engine(backbone, pool, EngineConfig(**config)), pool)
+    served = Served(Engine(backbone, pool, EngineConfig(**config), recorder), pool)
     if start:
         served.engine.start()
     try:
@@ -139,3 +148,14 @@ def serving(backbone: Backbone, *, budget: int = 1 << 24, start: bool = True, **
     finally:
         served.engine.stop()
     served.assert_nothing_left()
+
+
+@contextmanager
+def before_forward(backbone: Backbone, action: Callable[[Tensor], None]) -> Iterator[None]:
+    """Call `action(ids)` as each forward pass begins, in its thread."""
+    embedding = backbone.model.get_input_embeddings()
+    handle = embedding.register_forward_pre_hook(lambda module, inputs: action(inputs[0]))
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -27,7 +27,7 @@ class Layer(nn.Module):
     layer_idx = 1
 
 
-STYLES = ("views", "groups")
+STYLES = ("native", "views", "groups")
 
 
 @pytest.mark.parametrize("style", STYLES)

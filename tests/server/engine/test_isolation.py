@@ -12,22 +12,11 @@ from cdvft_server.engine import Draining, Finished, PoolFull, QueueFull, Request
 from cdvft_server.engine.sampling import SamplingError
 from cdvft_server.engine.scoring import ScoringError
 
-from tests.server.engine.harness import WAIT, Listener, params, serving
+from tests.server.engine.harness import WAIT, Listener, before_forward, params, serving
 from tests.tiny import random_adapter
 
 POISON = 200  # a token that makes the forward pass raise
 PROMPT = [5, 6, 7, 8]
-
-
-@contextmanager
-def before_forward(backbone, action):
-    """Call `action(ids)` as each forward pass begins, in its thread."""
-    embedding = backbone.model.get_input_embeddings()
-    handle = embedding.register_forward_pre_hook(lambda module, inputs: action(inputs[0]))
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def poison(ids: torch.Tensor) -> None:

@@ -7,9 +7,9 @@ import torch
 from cdvft.backbone import load_backbone
 from cdvft.errors import InvalidAdapter, UnsupportedBase
 from cdvft.prepared import prepare_adapter
-from cdvft_server.engine import AdapterPool, Engine, EngineConfig
+from cdvft_server.engine import AdapterPool, Engine, EngineConfig, runners
 from cdvft_server.engine.allowlist import refuse_unsupported
-from cdvft_server.engine.attention import BLOCK
+from cdvft_server.engine.attention import BLOCK, pieces_of
 from cdvft_server.engine.kernels import CausalMask
 from cdvft_server.engine.runners import Runner
 
@@ -35,6 +35,13 @@ def test_padded_groups_pass_too(request, padded_groups, name):
     own.prove()
 
 
+@pytest.mark.parametrize("name", ["llama", "roberta", "bert"])
+def test_torchs_own_attention_passes_too(request, name):
+    own = engine(request.getfixturevalue(name), kernel="torch")
+    assert own.attention == "views"
+    own.prove()
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("make", [tiny_llama, tiny_bert])
 def test_half_precision_passes_within_its_tolerance(tmp_path, make, dtype):
@@ -48,16 +55,20 @@ def test_the_context_spans_several_blocks_of_queries(tmp_path):
 
 FAULTS = {
     "a lost mask": (CausalMask, "view", lambda self, queries, keys: None),
-    "positions off by one": (Runner, "_positions", lambda self, s: range(s.past + 1, s.past + 1 + s.length)),
+    "keys of later tokens": (
+        runners,
+        "pieces_of",
+        lambda *given: [replace(p, causal=False) for p in pieces_of(*given)],
+    ),
     "positions restart in a chunk": (Runner, "_positions", lambda self, s: range(s.length)),
 }
 
 
-@pytest.mark.parametrize(("name", "fault"), [("llama", "a lost mask"), ("llama", "positions restart in a chunk")])
-def test_a_wrong_forward_is_refused(request, monkeypatch, name, fault):
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_wrong_forward_is_refused(llama, monkeypatch, fault):
     monkeypatch.setattr(*FAULTS[fault])
     with pytest.raises(UnsupportedBase, match="packed and plain forward differ"):
-        engine(request.getfixturevalue(name)).prove()
+        engine(llama, kernel="torch" if fault == "a lost mask" else "auto").prove()
 
 
 @pytest.mark.parametrize("name", ["roberta", "bert"])

@@ -1,5 +1,7 @@
 """What goes into a batch, without any model: budgets, order, no starvation."""
 
+from cdvft.methods.cdvft import Cdvft
+from cdvft_server.engine.bank import BankView, Placement
 from cdvft_server.engine.batch import Batch, Request, Sequence
 from cdvft_server.engine.kv import SpanAllocator
 from cdvft_server.engine.scheduler import Scheduler
@@ -89,16 +91,9 @@ def test_decode_steps_share_a_batch_with_a_prompt():
 
 
 def test_a_batch_is_ordered_by_bank_and_row():
-    class Bank:
-        def __init__(self, number):
-            self.number, self.method, self.tables, self.layouts, self.shared = number, None, {}, {}, {}
-
-    class Place:
-        def __init__(self, bank, row):
-            self.bank, self.row = bank, row
-
-    one, two = Bank(1), Bank(2)
-    places = [Place(two, 3), None, Place(one, 2), Place(two, 1), Place(one, 2), None, Place(two, 3)]
+    one, two = (BankView(number, Cdvft(), {}, {}) for number in (1, 2))
+    where = [(two, 3), None, (one, 2), (two, 1), (one, 2), None, (two, 3)]
+    places = [None if at is None else Placement(*at) for at in where]
     batch = Batch.pack([(sequence(i + 1), i + 1, place) for i, place in enumerate(places)])
     assert [s.length for s in batch.segments] == [2, 6, 3, 5, 4, 1, 7]
     assert [s.start for s in batch.segments] == [0, 2, 8, 11, 16, 20, 21]

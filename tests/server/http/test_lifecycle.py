@@ -150,6 +150,7 @@ def test_demo_adapters_enter_a_store_once(llama: Backbone, tmp_path: Path, monke
         ({"base": "/nowhere"}, UnsupportedBase, "/nowhere"),
         ({"adapters": ("/nowhere",)}, StartRefused, "/nowhere"),
         ({"context_length": 9999}, StartRefused, "context_length"),
+        ({"cuda_graphs": "on"}, StartRefused, "CUDA graphs cannot be had"),
         ({"database": "mysql://a/b"}, StoreError, "mysql"),
     ],
 )

@@ -1,8 +1,10 @@
 """Two servers on one database: what is uploaded on one can be used on the other at once, a delete drains on both."""
 
 import json
+import random
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -11,7 +13,10 @@ from cdvft.checkpoint import adapter_files
 from cdvft_server.config import ServeConfig
 from cdvft_server.store import cache_key
 
+from tests.server.http.changes import Move, Put, Remove
+from tests.server.http.contents import asking, make_contents
 from tests.server.http.harness import WAIT, Live, wait_until
+from tests.server.http.traffic import look
 from tests.server.postgres import Postgres, execute
 from tests.tiny import random_adapter
 
@@ -37,6 +42,11 @@ def pair(url: str, llama: Backbone) -> Iterator[tuple[Live, Live]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cdvft_server.store.replicas.DEAD_SECONDS", 600)  # however slow this machine is
         with Live(config) as one, Live(config) as two:
+            for live in (
+                one,
+                two,
+            ):  # FastAPI makes routes at the first request, and warnings of that are of all threads
+                assert live.get("/nowhere").status_code == 404
             yield one, two
 
 
@@ -104,6 +114,39 @@ def test_a_delete_drains_on_both(pair: tuple[Live, Live], llama: Backbone) -> No
         pool = live.service._parts.pool
         assert not pool.is_resident(cache_key("default", digest))
         assert digest not in pool.host
+
+
+def test_one_name_changed_on_both_at_once(pair: tuple[Live, Live], llama: Backbone) -> None:
+    """Uploads, moves, deletes and requests meet in any order: each is made whole or refused, never an error of ours."""
+    contents = {own.digest: own for own in make_contents(llama, 3)}
+    numbers: list[int] = []
+
+    def work(seed: int) -> None:
+        rng, client = random.Random(seed), pair[seed % 2].client
+        for _ in range(4):
+            answer = Put(rng.choice(list(contents.values())), "prod").send(client, "busy")
+            assert answer.status_code in (200, 201), answer.text
+            version = answer.json()["version"]
+            if answer.status_code == 201:
+                numbers.append(version)
+            change = rng.choice([Move("prod", version), Move("latest", version), Remove(version), Remove(None)])
+            answer = change.send(client, "busy")
+            assert answer.status_code in (200, 404, 409), answer.text
+            answer = client.post("/v1/completions", json=asking("busy@prod"))
+            assert answer.status_code in (200, 404), answer.text
+            if answer.status_code == 200:
+                assert answer.json()["choices"][0]["text"] == contents[answer.headers["x-adapter-digest"]].text
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(work, range(4)))
+    assert len(set(numbers)) == len(numbers)
+    one, two = (look(live.client, "busy") for live in pair)
+    assert one == two
+    for live in pair:
+        for version, digest in one.versions.items():
+            answer = live.post("/v1/completions", asking(f"busy@{version}"))
+            assert text_of(answer) == contents[digest].text
+        live.wait_until_idle()
 
 
 def test_a_replica_that_died_is_not_waited_for(pair: tuple[Live, Live], llama: Backbone, url: str) -> None:
