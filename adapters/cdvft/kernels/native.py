@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cdvft.kernels.compiled import compiled
+from cdvft.kernels.compiled import compiled, version_of
 from cdvft.methods.base import Tensors
 from cdvft.methods.cdvft import CdvftLayout
 
 __all__ = ["NativeAdder", "Plans", "library", "missing", "plans"]
 
+VERSION = 2  # of native.c
 PARALLEL = 1 << 13  # elements from which on a helper thread is worth waking: some ten microseconds
 HALF = {torch.float32: False, torch.bfloat16: True}
 
@@ -53,7 +54,7 @@ def missing() -> str | None:
     path = _path()
     if path is None:
         return "native.c was not compiled: no C compiler at install"
-    if not hasattr(ctypes.CDLL(str(path)), "cdvft_bind"):
+    if version_of(path) != VERSION:
         return "native.c was compiled for another version: install the package again"
     try:
         found = _torch()

@@ -8,13 +8,14 @@ from functools import cache, cached_property
 from pathlib import Path
 
 import torch
-from cdvft.kernels.compiled import compiled
+from cdvft.kernels.compiled import compiled, version_of
 from torch import Tensor
 
 from cdvft_server.engine.attention import Piece
 
 __all__ = ["DTYPES", "NativeCall", "library"]
 
+VERSION = 1  # of attention.c
 DTYPES = {torch.float32, torch.bfloat16}
 
 pointer, size, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
@@ -35,13 +36,18 @@ class _Call(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled attention.c; None where there is none."""
-    path = compiled(Path(__file__).parent, "_attention")
-    found = None if path is None else ctypes.CDLL(str(path))
-    if found is not None:
-        found.cdvft_attend.argtypes = [ctypes.POINTER(_Call), pointer, size, flag]
-        found.cdvft_attend.restype = flag
+    """The compiled attention.c; None where there is none, or one of another version."""
+    path = _path()
+    if path is None or version_of(path) != VERSION:
+        return None
+    found = ctypes.CDLL(str(path))
+    found.cdvft_attend.argtypes = [ctypes.POINTER(_Call), pointer, size, flag]
+    found.cdvft_attend.restype = flag
     return found
+
+
+def _path() -> Path | None:
+    return compiled(Path(__file__).parent, "_attention")
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,12 +2,19 @@
 
 import pytest
 import torch
+from cdvft_server.engine import native
 from cdvft_server.engine.attention import Piece, pieces_of
 from cdvft_server.engine.native import NativeCall, library
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytestmark = pytest.mark.skipif(library() is None, reason="attention.c was not compiled: no GCC or Clang at install")
+
+
+def test_a_library_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "VERSION", native.VERSION + 1)
+    assert library.__wrapped__() is None
+
 
 sides = st.sampled_from([1, 2, 3, 4, 5, 15, 16, 17, 31, 33, 63, 64, 65, 130])
 widths = st.sampled_from([1, 8, 16, 24, 32, 48, 64, 80, 128])
