@@ -14,8 +14,8 @@ def compiled(folder: Path, name: str) -> Path | None:
 
 
 def version_of(path: Path) -> int:
-    """The number that its C file calls `cdvft_version`, which changes with the calls it takes: one that was compiled from
-    an older file must not be called. 0 where it says none."""
+    """The number that its C file calls `cdvft_version`, which changes with the calls it takes: one that was compiled
+    from an older file must not be called. 0 where it says none."""
     try:
         return ctypes.c_int.in_dll(ctypes.CDLL(str(path)), "cdvft_version").value
     except ValueError:
