@@ -25,7 +25,7 @@ class Sizes:
     fixed: int
 
 
-CPU = Sizes(calm=1024, few=10, fixed=16)
+CPU = Sizes(calm=1024, few=16, fixed=24)
 ACCELERATOR = Sizes(calm=1024, few=64, fixed=128)
 
 

@@ -90,7 +90,7 @@ class Scheduler:
     def interrupt(self) -> list[Share]:
         """New requests that may go in the middle of a batch, in one of their own: of tenants that use little."""
         shares: list[Share] = []
-        if self.waiting and self.accounts.uneven and self.pace.may_hurry:
+        if self._small and self.waiting and self.accounts.uneven and self.pace.may_hurry:
             calm = min(self.pace.sizes.calm, self.max_batch_tokens)
             left = self._fill(shares, (), calm, only_light=True)
             if shares:
