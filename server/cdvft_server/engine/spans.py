@@ -6,7 +6,7 @@ a long context costs its longest part, not its length, and short ones a launch t
 
 The products run on the tensor cores in TF32, which holds bf16 and fp16 exactly; fp32 takes three of them. It has run
 under Triton's interpreter and been compiled for sm_90, never run on a GPU: no speed is known. Importing this module
-imports triton: ask `cdvft_server.engine.capture` first. The oracle is float64 in tests/server/engine/spans_oracle.py.
+imports triton: ask `cdvft_server.engine.capture` first. The oracle is float64 in tests/server/engine/graph_cases.py.
 """
 
 from dataclasses import dataclass
