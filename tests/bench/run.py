@@ -30,7 +30,7 @@ from tests.e2e import inputs
 DISTINCT = 32
 
 
-def methods(runs: int, _: str | None) -> Iterator[dict[str, Any]]:
+def methods(runs: int) -> Iterator[dict[str, Any]]:
     """For each method, 32 distinct adapters with their heads in a batch of 32 against the base with one head."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # but in the engine's thread, as a server does
@@ -46,7 +46,7 @@ def methods(runs: int, _: str | None) -> Iterator[dict[str, Any]]:
     torch.set_num_threads(threads)
 
 
-def training(runs: int, _: str | None) -> Iterator[dict[str, Any]]:
+def training(runs: int) -> Iterator[dict[str, Any]]:
     """Steps of 32 sst_2 rows with a CDVFT adapter: ours (inputs of like length together, mixed precision where the
     processor has it) against batches padded in the order they were drawn, float32; the same 1,280 rows.
     """
@@ -94,7 +94,9 @@ def _times(first: Side, second: Side, runs: int) -> dict[str, float]:
     return {**shown, "ratio": round(timed["first"].ratio_to(timed["second"]), 3)}
 
 
-CASES = {"methods": methods, "training": training, "fairness": fairness, "flood": flood}
+OWN = {"methods": methods, "training": training}  # have a base of their own
+FLOODED = {"fairness": fairness, "flood": flood}
+CASES = (*OWN, *FLOODED)
 
 
 def main() -> None:
@@ -104,10 +106,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--base", metavar="DIR", help="of fairness and flood, instead of their own")
     options = parser.parse_args()
+    names = options.cases or CASES
+    if options.base is not None and any(name in OWN for name in names):
+        parser.error(f"--base is for {' and '.join(FLOODED)}, {' and '.join(OWN)} have their own; name the cases")
     torch.set_num_threads(options.threads)
     disable_progress_bar()
-    for name in options.cases or CASES:
-        for row in CASES[name](options.runs, options.base):
+    for name in names:
+        for row in OWN[name](options.runs) if name in OWN else FLOODED[name](options.runs, options.base):
             print(json.dumps({**row, "dtype": "float32", "runs": options.runs}), flush=True)
 
 
