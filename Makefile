@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-INPUTS := pyproject.toml constraints.txt clients/python/pyproject.toml adapters/cdvft/kernels/native.c server/cdvft_server/engine/attention.c
+INPUTS := pyproject.toml constraints.txt clients/python/pyproject.toml adapters/cdvft/kernels/shared.h adapters/cdvft/kernels/native.c server/cdvft_server/engine/attention.c
 
 .PHONY: install serve test lint fix audit trials bench soak demo clean
 

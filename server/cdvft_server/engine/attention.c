@@ -11,14 +11,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "shared.h"
+
 #if !defined(__GNUC__)
 #error "vectors of GCC or Clang are needed"
-#endif
-
-#if defined(__x86_64__) && !defined(__clang__)
-#define FOR_EACH_CPU __attribute__((noinline, target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define FOR_EACH_CPU __attribute__((noinline))
 #endif
 
 #define INLINE static inline __attribute__((always_inline)) /* into each of a function's clones */
@@ -55,20 +51,6 @@ typedef struct {
     float scale;
     int half;
 } Call;
-
-static inline float widened(uint16_t half) {
-    uint32_t bits = (uint32_t)half << 16;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-static inline uint16_t rounded(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)(bits >> 16 | 0x40u); /* NaN stays NaN */
-    return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
-}
 
 static inline const char *at(const Call *call, const Tensor *tensor, int64_t head, int64_t token) {
     return (const char *)tensor->data + (head * tensor->head + token * tensor->token) * (call->half ? 2 : 4);
