@@ -44,6 +44,7 @@ class Gate:
         if caller is None:
             return await self._app(scope, receive, send)
         scope["state"].update(caller=caller, tenant=caller.tenant)  # for the routes, and for the log
+        await service.turns.mine(caller.tenant)
         await self._limited(caller, service, scope, receive, send)
 
     async def _limited(self, caller: Caller, service: Service, scope: Scope, receive: Receive, send: Send) -> None:

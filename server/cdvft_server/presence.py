@@ -22,19 +22,35 @@ class Gone(HTTPException):
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:
     """The work's result; where the client goes away first, the work is cancelled and `Gone` raised.
 
-    For after the body was read: what is received meanwhile is dropped.
+    For after the body was read: what is received meanwhile is dropped. The work runs in the caller's own task: another
+    would cost it several passes of the loop.
     """
-    task = asyncio.ensure_future(work)
-    watch = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Gone
-        return task.result()
-    finally:
-        for own in (task, watch):
+    own = asyncio.current_task()
+    assert own is not None
+    before, gone = own.cancelling(), False
+
+    def stop(watch: "asyncio.Task[None]") -> None:
+        nonlocal gone
+        if not watch.cancelled():
+            watch.exception()  # whatever it was, nothing can be received
+            gone = True
             own.cancel()
-        await asyncio.gather(task, watch, return_exceptions=True)
+
+    watch = asyncio.create_task(_disconnected(request))
+    watch.add_done_callback(stop)
+    try:
+        result = await work
+    except BaseException:
+        if gone and own.uncancel() <= before:
+            raise Gone from None
+        raise
+    finally:
+        watch.remove_done_callback(stop)
+        watch.cancel()
+    if gone:
+        own.uncancel()
+        raise Gone
+    return result
 
 
 async def _disconnected(request: Request) -> None:

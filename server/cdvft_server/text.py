@@ -32,6 +32,15 @@ class Detokenizer:
         """What is left at the end, as replacement characters where it is no text."""
         return self._take(final=True) if self._held else ""
 
+    def whole(self, ids: Sequence[int]) -> str:
+        """What pushing these one by one gives together, and a `flush`; before any was pushed.
+
+        Decoded at once, where every character of it is one: an incomplete one looks different to a decoder that sees
+        it from elsewhere.
+        """
+        text = self._decode(self._known + list(ids))[len(self._decode(self._known)) :]
+        return text if _REPLACEMENT not in text else "".join([*map(self.push, ids), self.flush()])
+
     def _take(self, final: bool) -> str:
         before = self._decode(self._known)
         text = self._decode(self._known + self._held)[len(before) :]

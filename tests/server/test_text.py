@@ -80,6 +80,18 @@ def test_any_bytes_come_out_as_text(ids: list[int]) -> None:
     assert "".join(parts).replace("\ufffd", "") == whole.replace("\ufffd", "")
 
 
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(text=texts, other=st.lists(st.integers(0, 261), max_size=30), context=st.lists(st.integers(3, 261), max_size=6))
+def test_whole_is_what_the_pieces_are(name: str, text: str, other: list[int], context: list[int]) -> None:
+    """Of text, and of any ids: bytes that are no character, special tokens, a context that ends within one."""
+    tokenizer = TOKENIZERS[name]
+    own = tokenizer.encode(text, add_special_tokens=False).ids
+    size = tokenizer.get_vocab_size()
+    other, context = [i % size for i in other], [i % size for i in context]
+    for ids in (own, other, own + other, other + own):
+        assert Detokenizer(_Decoder(tokenizer), context).whole(ids) == "".join(pieces(tokenizer, ids, context))
+
+
 def test_special_tokens_have_no_text_and_change_no_space() -> None:
     ids = [SPACED.token_to_id(token) for token in ("▁a", "</s>", "▁b", "<s>", "<s>", "▁a")]
     assert "".join(pieces(SPACED, ids)) == "a b a"

@@ -4,7 +4,8 @@ What fails in a request (its forward, its sampling, its head, its delivery) ends
 KV span are given back before its terminal event is delivered.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +53,7 @@ class Core:
     ) -> None:
         self.backbone, self.pool, self.runner, self.scheduler = backbone, pool, runner, scheduler
         self.counters = Counters()
+        self.hurried: Collection[str] = ()  # see `Scheduler.hurried`, while that batch runs
         self.meters = Meters()
         self._forget, self._let_in = forget, let_in
 
@@ -60,7 +62,8 @@ class Core:
         shares = self.scheduler.schedule()
         if not shares:
             raise RuntimeError("there is work, but nothing of it fits a batch")
-        self._take(shares, self._between)
+        with self._hurrying():
+            self._take(shares, self._between)
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         self._end(sequence, Finished(sequence.request.id, reason))
@@ -80,8 +83,16 @@ class Core:
         self._let_in()
         shares = self.scheduler.interrupt()
         if shares:
-            with self.runner.context.suspended():
+            with self._hurrying(), self.runner.context.suspended():
                 self._take(shares, None)
+
+    @contextmanager
+    def _hurrying(self) -> Iterator[None]:
+        before, self.hurried = self.hurried, self.scheduler.hurried
+        try:
+            yield
+        finally:
+            self.hurried = before
 
     def _run(self, batch: Batch, between: Callable[[], None] | None) -> list[tuple[Batch, Output]]:
         """The batch's output; if it fails, each segment's by itself, so that only the culprit ends."""

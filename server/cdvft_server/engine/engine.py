@@ -5,7 +5,7 @@ A request is refused at `submit` or gets exactly one terminal event, on cancel, 
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from collections.abc import Sequence as AbstractSequence
 from concurrent.futures import Future
 from dataclasses import asdict
@@ -38,7 +38,8 @@ T = TypeVar("T")
 
 
 class Engine:
-    """Serves one backbone. `submit`, `cancel`, `probe`, `stats` and `stop` may be called from any thread."""
+    """Serves one backbone. `submit`, `cancel`, `probe`, `stats`, `waiting`, `hurried` and `stop` may be called from any
+    thread."""
 
     def __init__(
         self,
@@ -118,8 +119,8 @@ class Engine:
             if self._deadline is not None:
                 raise Draining("the server is shutting down and takes no new requests")
             self._check_ownership(requests)
-            if self._waiting + len(requests) > self.config.max_queue:
-                raise QueueFull(f"{self._waiting} requests wait, {len(requests)} more exceed {self.config.max_queue}")
+            if self.waiting + len(requests) > self.config.max_queue:
+                raise QueueFull(f"{self.waiting} requests wait, {len(requests)} more exceed {self.config.max_queue}")
             for request in requests:
                 if request.lease is not None:
                     request.lease.claimed = True
@@ -176,8 +177,8 @@ class Engine:
         with self._changed:
             return EngineStats(
                 **asdict(self._core.counters),
-                waiting=self._waiting,
-                running=max(len(self._live) - self._waiting, 0),
+                waiting=self.waiting,
+                running=max(len(self._live) - self.waiting, 0),
                 kv_tokens_used=self._arena.used if self._arena else 0,
                 kv_tokens_total=self._arena.size if self._arena else 0,
                 **_graph_stats(self._runner),
@@ -200,7 +201,13 @@ class Engine:
         return self._recording if stopped is None else Recording(False, stopped)
 
     @property
-    def _waiting(self) -> int:
+    def hurried(self) -> Collection[str]:
+        """The tenants that use little, of a batch that is kept short for them and runs now."""
+        return self._core.hurried
+
+    @property
+    def waiting(self) -> int:
+        """Requests in no batch yet."""
         return len(self._arrivals) + len(self._scheduler.waiting)
 
     def _check_ownership(self, requests: AbstractSequence[Request]) -> None:

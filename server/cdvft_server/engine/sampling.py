@@ -22,6 +22,9 @@ from cdvft_server.engine.batch import SamplingParams
 __all__ = ["SamplingError", "draw", "probabilities", "sample", "sample_rows"]
 
 
+TOGETHER = 1 << 15  # logits that are drawn from at once: more do not stay in a processor's cache
+
+
 class SamplingError(ArithmeticError):
     """Logits that are not numbers: this request cannot go on."""
 
@@ -37,7 +40,7 @@ def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
     scaled = logits.double()
     scaled = (scaled - scaled.max()) / params.temperature  # the largest is 0: no overflow at small temperatures
     weights = torch.softmax(scaled, dim=-1)
-    if not 0 < params.top_k < len(weights) and params.top_p >= 1:
+    if not _cuts(params, len(weights)):
         return weights
     kept = _kept(logits, weights, params)
     return torch.zeros_like(weights).index_copy_(0, kept, weights[kept])
@@ -71,7 +74,8 @@ def _prefix(weights: Tensor, needed: float) -> int:
 
 def sample(logits: Tensor, params: SamplingParams, step: int) -> int:
     """Token number `step` (from 0) of an answer from its logits `[V]`. Raises SamplingError if they are not finite."""
-    _check(bool(torch.isfinite(logits.max())))
+    if not bool(torch.isfinite(logits.max())):
+        raise _not_finite()
     if params.temperature == 0:
         return int(logits.argmax())
     total = probabilities(logits, params).cumsum(-1)
@@ -80,22 +84,57 @@ def sample(logits: Tensor, params: SamplingParams, step: int) -> int:
 
 
 def sample_rows(logits: Tensor, params: Sequence[SamplingParams], steps: Sequence[int]) -> list[int | Exception]:
-    """`sample` for each row of `[R, V]`; greedy rows share one pass. A row that fails gives its error."""
+    """`sample` for each row of `[R, V]`, the same tokens; rows that are greedy share their passes, and so do rows that
+    nothing is cut from. A row that fails gives its error."""
     best, greedy = (column.tolist() for column in logits.max(dim=-1))
-    return [
-        _sample_row(logits[i], own, step, best[i], greedy[i])
-        for i, (own, step) in enumerate(zip(params, steps, strict=True))
-    ]
+    tokens: list[int | Exception] = list(greedy)
+    size, few = logits.shape[-1], max(TOGETHER // logits.shape[-1], 1)
+    plain: list[int] = []
+    if any(own.temperature for own in params):
+        logits = logits.cpu()
+    for i, own in enumerate(params):
+        if not abs(best[i]) < float("inf"):
+            tokens[i] = _not_finite()
+        elif own.temperature > 0 and (few == 1 or _cuts(own, size)):
+            tokens[i] = _sample_row(logits[i], own, steps[i])
+        elif own.temperature > 0:
+            plain.append(i)
+    for start in range(0, len(plain), few):
+        rows = plain[start : start + few]
+        try:
+            found: Sequence[int | Exception] = _draw_rows(logits[rows], rows, params, steps)
+        except Exception:
+            found = [_sample_row(logits[i], params[i], steps[i]) for i in rows]
+        for i, token in zip(rows, found, strict=True):
+            tokens[i] = token
+    return tokens
 
 
-def _sample_row(logits: Tensor, params: SamplingParams, step: int, best: float, greedy: int) -> int | Exception:
+def _sample_row(logits: Tensor, params: SamplingParams, step: int) -> int | Exception:
     try:
-        _check(abs(best) < float("inf"))
-        return greedy if params.temperature == 0 else sample(logits.cpu(), params, step)
+        return sample(logits, params, step)
     except Exception as error:  # of whatever kind: other rows have their tokens
         return error
 
 
-def _check(finite: bool) -> None:
-    if not finite:
-        raise SamplingError("the model's output is not finite for this request")
+def _draw_rows(
+    logits: Tensor, rows: Sequence[int], params: Sequence[SamplingParams], steps: Sequence[int]
+) -> list[int]:
+    """`sample` without a cut, of finite logits `[R, V]`: every operation is one row's own, in the same order."""
+    scaled = logits.double()
+    temperatures = torch.tensor([params[i].temperature for i in rows], dtype=torch.float64)
+    scaled = (scaled - scaled.amax(-1, keepdim=True)) / temperatures[:, None]
+    total = torch.softmax(scaled, dim=-1).cumsum(-1)
+    whole = total[:, -1:]
+    draws = torch.tensor([draw(params[i].seed, steps[i]) for i in rows], dtype=torch.float64)
+    index = torch.searchsorted(total, draws[:, None] * whole, right=True)
+    last = torch.searchsorted(total, whole.contiguous())  # as many sums as are below the last one
+    return torch.minimum(index, last)[:, 0].tolist()
+
+
+def _cuts(params: SamplingParams, size: int) -> bool:
+    return 0 < params.top_k < size or params.top_p < 1
+
+
+def _not_finite() -> SamplingError:
+    return SamplingError("the model's output is not finite for this request")

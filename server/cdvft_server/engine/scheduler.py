@@ -15,7 +15,7 @@ are B ahead of the others; and `Pace` keeps batches short for them. Both as far 
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import groupby
 
 from cdvft_server.engine.batch import Sequence
@@ -46,6 +46,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.accounts = Accounts(WINDOW * max_batch_tokens)
         self.pace = Pace(sizes)
+        self.hurried: Collection[str] = ()  # for whom the last batch was made short: tenants that use little
         self._account: dict[Sequence, Account] = {}
         self._small: deque[Sequence] = deque(maxlen=SMALL)  # who may be served before its turn, by arrival
 
@@ -80,6 +81,7 @@ class Scheduler:
     def schedule(self) -> list[Share]:
         """The next batch's shares: never empty while there is work; more than the budget only for a lone segment."""
         shares: list[Share] = []
+        self.hurried = ()
         ready = sorted(self.running, key=lambda s: s.remaining > 1)
         if self.accounts.uneven:
             self._fill_uneven(shares, ready)
@@ -95,6 +97,7 @@ class Scheduler:
             left = self._fill(shares, (), calm, only_light=True)
             if shares:
                 self.pace.ran(len(shares), calm - left, lost=1.0)
+                self.hurried = self._tenants(shares)
         return shares
 
     def _fill_uneven(self, shares: list[Share], ready: list[Sequence]) -> None:
@@ -107,12 +110,13 @@ class Scheduler:
             left = self._fill(shares, [s for s in ready if self._account[s] in light], budget, only_light=True)
             ready = [s for s in ready if self._account[s] not in light]
         few = min(left, self.pace.few(budget - left)) if shares else left
+        hurried = self._tenants(shares)
         more = left - few + self._fill(shares, ready, few)
         wanted = min(left, sum(s.remaining for s in ready) + (left if self._may_admit(more) else 0))
-        tokens = budget - more
-        self.pace.ran(
-            len(shares), tokens, lost=max(1 - tokens / (budget - left + wanted), 0.0) if few < wanted else 0.0
-        )
+        tokens, short = budget - more, few < wanted
+        self.pace.ran(len(shares), tokens, lost=max(1 - tokens / (budget - left + wanted), 0.0) if short else 0.0)
+        if short:
+            self.hurried = hurried
 
     def _fill(self, shares: list[Share], ready: Iterable[Sequence], budget: int, only_light: bool = False) -> int:
         """Running sequences in this order, then new ones; returns what is left of the budget."""
@@ -149,6 +153,9 @@ class Scheduler:
                 return own
             self._small.popleft()
         return None
+
+    def _tenants(self, shares: Iterable[Share]) -> Collection[str]:
+        return {self._account[sequence].tenant for sequence, _ in shares}
 
     def _may_overtake(self, account: Account, least: Account) -> bool:
         ahead = (account.counter - least.counter) * account.weight  # the others' batch was charged as a whole

@@ -1,7 +1,7 @@
 """Who is asking: a key's tenant and scopes, or, as long as no key is needed, the tenant `default`.
 
-Each request reads the store once, so that a key that was revoked, here or by another process, lets nobody in from then
-on. While the store is away, what it last said holds for a minute.
+Each request reads the store once, or sees that nothing was written to it since, so that a key that was revoked, here or
+by another process, lets nobody in from then on. While the store is away, what it last said holds for a minute.
 """
 
 import hmac
@@ -17,7 +17,7 @@ from cdvft_server.errors import ApiError
 from cdvft_server.exceptions import StoreUnavailable
 from cdvft_server.service.lastknown import LastKnown
 from cdvft_server.service.workers import Workers
-from cdvft_server.store import DEFAULT_TENANT, SECRET, Found, KeyRow, Store, TenantLimits, hash_of, lookup_of
+from cdvft_server.store import DEFAULT_TENANT, SECRET, Found, KeyRow, Store, TenantLimits, Unchanged, hash_of, lookup_of
 
 __all__ = ["KEYLESS_SCOPES", "SCOPES", "Access", "Caller", "keys_required"]
 
@@ -53,6 +53,7 @@ class Access:
     ) -> None:
         self._find, self._workers, self._now = store.keys.find, workers, now
         self._always = not is_loopback(config.host) and not config.allow_unauthenticated
+        self._unchanged: Unchanged[str, Found] = Unchanged(store.changes)
         self._last_known: LastKnown[str, Found] = LastKnown(config.stale_seconds, MAX_KNOWN, clock)
         self.required = self._always  # whether a key is needed, as the last request found it
 
@@ -93,6 +94,9 @@ class Access:
         return Caller(DEFAULT_TENANT, frozenset(KEYLESS_SCOPES), None, found.weight, found.limits)
 
     async def _read(self, lookup: str) -> Found:
+        mark = self._unchanged.mark()
+        if (same := self._unchanged.get(lookup)) is not None:
+            return same
         asked = self._last_known.ask()
         try:
             found = await self._workers.run(self._find, lookup)
@@ -102,6 +106,7 @@ class Access:
             return known
         if found.candidates or not lookup:  # who guesses takes no memory
             self._last_known.put(lookup, found, asked)
+            self._unchanged.put(lookup, found, mark)
         self.required = self._always or found.required
         return found
 

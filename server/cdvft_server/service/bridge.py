@@ -6,40 +6,58 @@ from collections.abc import Callable
 
 from cdvft_server.engine.batch import Event, Token
 from cdvft_server.service.signals import Signal
+from cdvft_server.service.turns import LITTLE, SHARE, Turns
 
 __all__ = ["Bridge", "Inbox"]
 
 
 class Inbox:
-    """One call's events in order. `deliver` is what the engine calls."""
+    """One call's events in order, for one reader, who hears of them when it is the tenant's turn. `deliver` is what the
+    engine calls."""
 
-    def __init__(self, bridge: "Bridge") -> None:
-        self._bridge = bridge
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._put: Callable[[Event], None] = self._events.put_nowait
+    def __init__(self, bridge: "Bridge", tenant: str) -> None:
+        self._bridge, self._tenant = bridge, tenant
+        self._events: deque[Event] = deque()
+        self._reader: asyncio.Future[None] | None = None
+        self._called = False  # the reader's turn will come
+        self._take: Callable[[Event], None] | None = None
 
     def deliver(self, event: Event) -> None:
         self._bridge.post(self, event)
 
     def put(self, event: Event) -> None:
         """On the loop."""
-        self._put(event)
+        if self._take is not None:
+            return self._take(event)
+        self._events.append(event)
+        if not self._called:
+            self._called = True
+            cost = LITTLE if isinstance(event, Token) else SHARE
+            self._bridge.turns.call(self._tenant, self._wake, cost)
 
     async def get(self) -> Event:
-        return await self._events.get()
+        while not self._events:
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
+        return self._events.popleft()
 
     def divert(self, take: Callable[[Event], None]) -> None:
         """Nobody calls `get` any more: what is here goes to `take`, and so does all that comes."""
-        while not self._events.empty():
-            take(self._events.get_nowait())
-        self._put = take
+        while self._events:
+            take(self._events.popleft())
+        self._take = take
+
+    def _wake(self) -> None:
+        self._called = False
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
 
 
 class Bridge:
     """`ended` is notified after every terminal event: leases were given back."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self, loop: asyncio.AbstractEventLoop, turns: Turns) -> None:
+        self._loop, self.turns = loop, turns
         self._posted: deque[tuple[Inbox, Event]] = deque()
         self._woken = False
         self.ended = Signal()

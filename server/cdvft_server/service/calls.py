@@ -3,12 +3,11 @@
 from collections.abc import AsyncIterator, Iterable, Sequence
 
 from cdvft_server.engine.batch import Event, Token
-from cdvft_server.engine.engine import Engine
 from cdvft_server.errors import unavailable
 from cdvft_server.service.bridge import Inbox
 from cdvft_server.service.flights import Flight
-from cdvft_server.service.ledger import Ledger
 from cdvft_server.service.metering import Part, Use
+from cdvft_server.service.parts import Parts
 
 __all__ = ["Call"]
 
@@ -19,12 +18,14 @@ class Call:
     """`close` cancels what has not ended and lands the flights; it must run, and may run twice.
 
     What the call uses is counted from `submit` on, after a `close` too: the engine may be in the middle of a step.
+    `whole`: nobody reads single tokens, so they do not come as events: they are kept where they are counted.
     """
 
-    def __init__(self, engine: Engine, inbox: Inbox, flights: Iterable[Flight], ledger: Ledger, max_queue: int) -> None:
-        self._engine, self._inbox, self._flights, self._max_queue = engine, inbox, list(flights), max_queue
-        self._ledger = ledger
+    def __init__(self, parts: Parts, tenant: str, flights: Iterable[Flight], *, whole: bool) -> None:
+        self._engine, self._ledger, self._max_queue = parts.engine, parts.ledger, parts.config.max_queue
+        self._inbox, self._flights = Inbox(parts.bridge, tenant), list(flights)
         self._running: set[str] = set()
+        self.deliver = self._keep if whole else self._inbox.deliver  # what the engine calls
         self.use = Use([])
 
     def submit(self, parts: Sequence[Part]) -> None:
@@ -34,18 +35,25 @@ class Call:
         because of a few that came before it. Beyond that, a tenant of whom few wait still gets in: who fills the queue
         keeps nobody else out.
         """
-        waiting = self._engine.stats().waiting
+        waiting = self._engine.waiting
         if waiting >= self._max_queue and not self._are_few(parts):
             raise unavailable("overloaded", f"{waiting} requests wait already; try again in a second")
+        use = self.use = Use(parts)  # before the engine can deliver anything
         self._engine.submit([part.request for part in parts])
-        self.use = Use(parts)
-        self._running = set(self.use.parts)
-        self._ledger.open(self.use)
+        self._running = set(use.parts)
+        self._ledger.open(use)
 
     def _are_few(self, parts: Sequence[Part]) -> bool:
         """With those of the tenant that wait already."""
         own = self._ledger.waiting(parts[0].account.tenant)
         return own + len(parts) <= max(1, self._max_queue // FEW)
+
+    def _keep(self, event: Event) -> None:
+        """In the engine's thread."""
+        if isinstance(event, Token):
+            self.use.parts[event.request_id].take(event)
+        else:
+            self._inbox.deliver(event)
 
     async def events(self) -> AsyncIterator[Event]:
         """Until every request has had its terminal event."""

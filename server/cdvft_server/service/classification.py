@@ -13,7 +13,6 @@ from cdvft_server.errors import ApiError, unavailable
 from cdvft_server.ids import new_id
 from cdvft_server.schemas import ClassifyRequest
 from cdvft_server.service.access import Caller
-from cdvft_server.service.bridge import Inbox
 from cdvft_server.service.calls import Call
 from cdvft_server.service.encoding import Encoding
 from cdvft_server.service.faults import translate
@@ -48,8 +47,7 @@ class Classifier:
     def __init__(
         self, parts: Parts, targets: Targets, encoding: Encoding, residency: Residency, merging: Merging
     ) -> None:
-        self._config, self._engine, self._bridge = parts.config, parts.engine, parts.bridge
-        self._limiter, self._base, self._ledger = parts.limiter, parts.base, parts.ledger
+        self._parts, self._config, self._limiter, self._base = parts, parts.config, parts.limiter, parts.base
         self._targets, self._encoding, self._residency, self._merging = targets, encoding, residency, merging
 
     async def classify(self, caller: Caller, body: ClassifyRequest, mode: Mode) -> Classified:
@@ -74,8 +72,7 @@ class Classifier:
         self, caller: Caller, targets: Sequence[Target], encoded: Sequence[Encoded], flights: list[Flight], mode: Mode
     ) -> tuple[list[list[float]], list[str]]:
         """The head's outputs for each input, and its mode."""
-        inbox = Inbox(self._bridge)
-        call = Call(self._engine, inbox, flights, self._ledger, self._config.max_queue)
+        call = Call(self._parts, caller.tenant, flights, whole=True)
         call_id = new_id()
         total = sum(len(row.ids) for row in encoded)
         with self._limiter.reserve(caller, total) as charge:
@@ -93,7 +90,7 @@ class Classifier:
                         request = Request(
                             f"{call_id}-{index}",
                             row.ids,
-                            inbox.deliver,
+                            call.deliver,
                             type_ids=row.type_ids,
                             lease=share,
                             merged=self._merging.share(merged.get(target.key), shares),

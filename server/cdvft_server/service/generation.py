@@ -10,7 +10,6 @@ from cdvft_server.errors import ApiError, invalid
 from cdvft_server.ids import new_id, new_seed
 from cdvft_server.schemas import ChatRequest, CompletionRequest, GenerationFields
 from cdvft_server.service.access import Caller
-from cdvft_server.service.bridge import Inbox
 from cdvft_server.service.calls import Call
 from cdvft_server.service.encoding import Encoding
 from cdvft_server.service.faults import translate
@@ -46,15 +45,20 @@ class _Choice:
         self.done = False
         self._detokenizer = Detokenizer(tokenizer, context)
         self._stops = StopStrings(stops)
+        self._pushed = False
 
     def push(self, token: int) -> Piece | None:
         """The piece that is certain now; the last one if a stop string is complete."""
+        self._pushed = True
         text = self._stops.push(self._detokenizer.push(token))
         self.done = self._stops.stopped
         return Piece(self.index, text, "stop" if self.done else None) if text or self.done else None
 
-    def finish(self, reason: str) -> Piece:
+    def finish(self, reason: str, ids: Sequence[int]) -> Piece:
+        """The last piece. `ids`: all that were generated; where they were not pushed, it is the whole text."""
         self.done = True
+        if not self._pushed:
+            return Piece(self.index, self._detokenizer.whole(ids), reason)
         text = self._stops.push(self._detokenizer.flush())
         if self._stops.stopped:
             return Piece(self.index, text, "stop")
@@ -105,7 +109,7 @@ class Generation:
                 if piece is not None:
                     yield piece
             elif isinstance(event, Finished):
-                yield choice.finish(event.reason)
+                yield choice.finish(event.reason, self._call.use.parts[event.request_id].generated)
         self._settle()
 
 
@@ -131,9 +135,8 @@ class Generator:
     def __init__(
         self, parts: Parts, targets: Targets, encoding: Encoding, residency: Residency, merging: Merging
     ) -> None:
-        self._config, self._engine, self._bridge = parts.config, parts.engine, parts.bridge
+        self._parts, self._config, self._engine, self._limiter = parts, parts.config, parts.engine, parts.limiter
         self._base, self._tokenizer = parts.base, parts.backbone.tokenizer
-        self._limiter, self._ledger = parts.limiter, parts.ledger
         self._targets, self._encoding, self._residency, self._merging = targets, encoding, residency, merging
 
     async def complete(self, caller: Caller, body: CompletionRequest, mode: Mode) -> Generation:
@@ -187,8 +190,8 @@ class Generator:
 
     async def _start(self, plan: _Plan, body: GenerationFields, mode: Mode) -> Generation:
         self._encoding.check_ids(body.stop_token_ids or (), "stop_token_ids", "stop_token_ids")
-        inbox = Inbox(self._bridge)
-        call = Call(self._engine, inbox, plan.flights, self._ledger, self._config.max_queue)
+        whole = not body.stream and not body.stops
+        call = Call(self._parts, plan.caller.tenant, plan.flights, whole=whole)
         call_id, n = new_id(), body.n or 1
         seed = new_seed() if body.seed is None else body.seed
         row = plan.target.row
@@ -206,7 +209,7 @@ class Generator:
                 request = Request(
                     f"{call_id}-{index}",
                     plan.prompts[k],
-                    inbox.deliver,
+                    call.deliver,
                     lease=share,
                     sampling=_sampling(body, plan.limits[k], seed + index % n),
                     merged=self._merging.share(merged, shares),

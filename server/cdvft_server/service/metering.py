@@ -1,7 +1,7 @@
 """What one API call uses of the engine: counted once for the answer's `usage`, the ledger and the metrics alike."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cdvft_server.engine.batch import Event, Failed, Finished, Request, Scores, Token
 from cdvft_server.store import Account, Amounts
@@ -11,13 +11,14 @@ __all__ = ["Part", "Use"]
 
 @dataclass(slots=True)
 class Part:
-    """One engine request. `counts_prompt`: the choices of one prompt share it, it is the first one's."""
+    """One engine request. `counts_prompt`: the choices of one prompt share it, it is the first one's. `generated`: the
+    ids of its tokens."""
 
     request: Request
     account: Account
     public: bool = False
     counts_prompt: bool = True
-    tokens: int = 0
+    generated: list[int] = field(default_factory=list)
     outcome: str = "open"  # then ok, failed or cancelled
     enough: bool = False  # its text ended at a stop string: what the engine still sends is nobody's
 
@@ -25,13 +26,18 @@ class Part:
         """Count an event, as its consumer gets it, or in place of a consumer that has left."""
         match event:
             case Token():
-                self.tokens += not self.enough
+                if not self.enough:
+                    self.generated.append(event.token)
             case Failed():
                 self.outcome = "failed"
             case Finished(reason="cancelled"):
                 self.outcome = "ok" if self.enough else "cancelled"
             case Finished() | Scores():
                 self.outcome = "ok"
+
+    @property
+    def tokens(self) -> int:
+        return len(self.generated)
 
     @property
     def prompt_tokens(self) -> int:

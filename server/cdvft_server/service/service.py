@@ -35,6 +35,7 @@ from cdvft_server.service.replication import Replication
 from cdvft_server.service.residency import Residency
 from cdvft_server.service.seeding import seed_demo, seed_folders
 from cdvft_server.service.targets import Targets
+from cdvft_server.service.turns import Turns
 from cdvft_server.service.uploads import Uploads
 from cdvft_server.service.usage import UsageReports
 from cdvft_server.service.workers import Workers
@@ -55,7 +56,8 @@ class Service:
         """On the loop's thread; starts the template worker and nothing else."""
         self.config, self._draining = config, False
         self._threads_before = torch.get_num_threads()
-        workers = Workers(RENDERERS, max_queue=config.max_queue)
+        loop, workers = asyncio.get_running_loop(), Workers(RENDERERS, max_queue=config.max_queue)
+        self.turns = Turns(loop, lambda: engine.hurried, fair=config.scheduling == "fair")
         self._parts = parts = Parts(
             config=config,
             backbone=backbone,
@@ -65,7 +67,7 @@ class Service:
             store=store,
             workers=workers,
             templates=TemplateWorkers(RENDERERS, output_bytes=config.max_template_bytes),
-            bridge=Bridge(asyncio.get_running_loop()),
+            bridge=Bridge(loop, self.turns),
             flights=Flights(),
             hits=Hits(store, workers),
             last_known=LastKnown(config.stale_seconds),

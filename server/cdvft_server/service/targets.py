@@ -13,7 +13,7 @@ from cdvft_server.naming import AdapterRef, BaseRef, parse_model
 from cdvft_server.service.flights import Flight, landing_on_error
 from cdvft_server.service.parts import Parts
 from cdvft_server.service.stored import check_whole
-from cdvft_server.store import Account, VersionRow
+from cdvft_server.store import Account, Unchanged, VersionRow
 
 __all__ = ["STALE", "Target", "Targets", "adapter_only", "generation_only"]
 
@@ -67,6 +67,7 @@ class Targets:
     def __init__(self, parts: Parts) -> None:
         self._base, self._store, self._workers = parts.base, parts.store, parts.workers
         self._flights, self._hits, self._last_known = parts.flights, parts.hits, parts.last_known
+        self._unchanged: Unchanged[tuple[str, AdapterRef], Target] = Unchanged(parts.store.changes)
 
     async def look_up(self, tenant: str, model: str) -> Target:
         """For `/v1/models`: nothing is used. Raises ModelNotFound, NotFound, AmbiguousDigest, CorruptBlob."""
@@ -79,7 +80,7 @@ class Targets:
         adapters = {model: ref for model, ref in refs.items() if isinstance(ref, AdapterRef)}
         flights = {model: self._flights.open(ref.tenant or tenant, ref.name) for model, ref in adapters.items()}
         with landing_on_error(flights.values()):
-            found = await self._workers.run(self._find_all, tenant, adapters)
+            found = await self._found(tenant, adapters)
         now = time.time()
         for model, target in found.items():
             if target.row is not None:
@@ -89,6 +90,18 @@ class Targets:
 
     def _base_target(self) -> Target:
         return Target(self._base.name, self._base.digest)
+
+    async def _found(self, tenant: str, refs: Mapping[str, AdapterRef]) -> dict[str, Target]:
+        mark = self._unchanged.mark()
+        same = {model: target for model, ref in refs.items() if (target := self._unchanged.get((tenant, ref)))}
+        rest = {model: ref for model, ref in refs.items() if model not in same}
+        if not rest:
+            return same
+        found = await self._workers.run(self._find_all, tenant, rest)
+        for model, target in found.items():
+            if not target.stale:
+                self._unchanged.put((tenant, rest[model]), target, mark)
+        return same | found
 
     def _find_all(self, tenant: str, refs: Mapping[str, AdapterRef]) -> dict[str, Target]:
         """Once the database does not answer, it is not asked again for the others."""

@@ -54,10 +54,22 @@ class Lane:
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Raises ApiError overloaded where the line is full."""
         loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
 
-        def ended(_: "Future[T]") -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody waits for a turn
-                loop.call_soon_threadsafe(self._turns.release)
+        def settle(future: "Future[T]") -> None:
+            self._turns.release()
+            if answer.done():
+                return
+            if future.cancelled():
+                answer.cancel()
+            elif (error := future.exception()) is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(future.result())
+
+        def ended(future: "Future[T]") -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits
+                loop.call_soon_threadsafe(settle, future)
 
         await self._my_turn()
         try:
@@ -66,7 +78,7 @@ class Lane:
             self._turns.release()
             raise
         future.add_done_callback(ended)
-        return await asyncio.wrap_future(future)
+        return await answer
 
     async def _my_turn(self) -> None:
         if self._most_waiting is not None and self._turns.locked() and self._waiting >= self._most_waiting:

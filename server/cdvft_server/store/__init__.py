@@ -6,6 +6,7 @@ from cdvft_server.store.replicas import GoneVersion, News, Replica
 from cdvft_server.store.rows import VersionRow, cache_key
 from cdvft_server.store.store import Deleted, Store
 from cdvft_server.store.tenants import DEFAULT_TENANT, TenantLimits, TenantRow, Tenants
+from cdvft_server.store.unchanged import Unchanged
 from cdvft_server.store.usage import Account, Amounts, UsageQuery, UsageRow, UsageStore
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "TenantLimits",
     "TenantRow",
     "Tenants",
+    "Unchanged",
     "Upload",
     "UsageQuery",
     "UsageRow",

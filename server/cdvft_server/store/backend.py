@@ -30,6 +30,11 @@ class Backend(Protocol):
         """Raises StoreUnavailable where the database is not the one that was opened."""
         ...
 
+    def changes(self) -> int | None:
+        """A number that is another once anybody has written to the database; None where that takes longer to find out
+        than a thread that serves others may wait. For one thread."""
+        ...
+
     def check_kind(self, connection: Connection) -> None:
         """Raises UnsupportedDatabase for a database that cannot hold the store."""
         ...

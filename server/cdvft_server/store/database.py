@@ -74,6 +74,10 @@ class Database:
         with self._my_turn(UPGRADE_SECONDS), self._transaction("upgrade", UPGRADE_SECONDS) as connection:
             yield connection
 
+    def changes(self) -> int | None:
+        """See `Backend.changes`."""
+        return None if self._closed else self.backend.changes()
+
     def check_file(self) -> None:
         """Raises StoreUnavailable where the database is not the one that was opened."""
         self.backend.check()

@@ -57,6 +57,9 @@ class PostgresBackend:
     def engine(self, kind: Kind) -> Engine:
         return self._engines[kind]
 
+    def changes(self) -> None:
+        """It would be a question across the network."""
+
     def check(self) -> None:
         """A URL names one database for ever."""
 

@@ -60,6 +60,11 @@ class Store:
         self._author = replica.id
         return replica
 
+    def changes(self) -> int | None:
+        """A number that is another once anybody has written to the database, for `Unchanged`; None where that cannot
+        be told at once. For one thread."""
+        return self._database.changes()
+
     def ping(self) -> None:
         """Returns if the database answers and is the one that was opened."""
         self._database.check_file()

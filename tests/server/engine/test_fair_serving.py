@@ -49,13 +49,16 @@ def test_answers_of_tenants_in_mixed_batches_are_as_alone(llama, decoder):
 
 @pytest.mark.parametrize("layer", [0, 1])
 def test_a_small_tenants_request_goes_in_the_middle_of_a_batch(llama, decoder, layer):
-    """With other adapters than the batch's; both answers are as alone, the small one's first."""
+    """With other adapters than the batch's; both answers are as alone, the small one's first. The engine says for whom
+    it hurries."""
     flood, small = random_adapter(llama.info, 1), random_adapter(llama.info, 2)
     order: list[str] = []
+    hurried: list[set[str]] = []
 
     class Noting(Listener):
         def __call__(self, event) -> None:
             order.append(event.request_id)
+            hurried.append(set(served.engine.hurried))
             super().__call__(event)
 
     with serving(llama) as served:
@@ -66,7 +69,10 @@ def test_a_small_tenants_request_goes_in_the_middle_of_a_batch(llama, decoder, l
             served.send([big])
             assert late.deliver.reason() == "length"
             assert big.deliver.reason() == "length"
-        assert order[0] == late.id
+        assert (order[0], hurried[0]) == (late.id, {"small"})
+        assert hurried[order.index(big.id)] == set()
+        served.engine.call(lambda: None).result()  # the last step is over
+        assert not served.engine.hurried
         decoder.assert_greedy(PROMPT, small, late.deliver.tokens, 4)
         decoder.assert_greedy([5] * 150, flood, big.deliver.tokens, 4)
 

@@ -118,6 +118,27 @@ def test_a_key_is_rotated_while_it_is_used(tiny_server: Any) -> None:
             assert new.get("/v1/models").status_code == 200
 
 
+def test_what_is_known_holds_until_anybody_writes(tiny_server: Any, llama: Backbone) -> None:
+    """Keys and names that were just used, and what another process does to them: never a request too late."""
+    fleet = tiny_server()
+    fleet.add("own", random_adapter(llama.info, 1), alias="prod")
+    fleet.add("own", random_adapter(llama.info, 2))
+    store = Store.open(fleet.live.config.database)
+    row, secret = store.keys.create("default", ["infer"], None, 0)
+    with fleet.live.acting(secret) as live:
+        for number in range(20):
+            for _ in range(3):
+                answer = live.complete("own@prod", max_tokens=1)
+                assert (answer.status_code, answer.headers["x-adapter-version"]) == (200, str(number % 2 + 1))
+            store.set_alias("default", "own", "prod", 2 - number % 2, llama.info.digest)
+        assert live.complete("own", max_tokens=1).status_code == 200
+        store.delete("default", "own", None, llama.info.digest)
+        assert live.complete("own", max_tokens=1).status_code == 404
+        store.keys.revoke(row.id, int(time.time()))
+        refused(live.complete("own", max_tokens=1))
+    store.close()
+
+
 def test_an_open_host_needs_keys_and_says_so(llama: Backbone, tmp_path: Path, tiny_server: Any) -> None:
     config = config_for(llama, tmp_path, host="0.0.0.0")
     store = Store.open(config.database)

@@ -161,6 +161,7 @@ def test_no_line_says_what_a_request_said(decoder: Fleet, form: Format, monkeypa
         ):
             with monkeypatch.context() as patch:
                 patch.setattr(owner, attribute, broken)
+                parts.store.record_step(f"a write, so that names are read again: {attribute} {form}")
                 faults += live.complete("writer", SECRET).status_code == 500
                 faults += "internal_error" in live.complete("writer", SECRET, stream=True).text
         assert faults == 8
