@@ -32,7 +32,7 @@ from tests.e2e.serving import free_port, wait_until
 __all__ = ["compare"]
 
 CONNECTIONS = 64
-LAP = 10  # probes
+LAP = 30  # probes: with fewer, what was saved up for short batches before a lap would count
 EVERY = 1.0  # seconds
 WARM_UP = 3.0  # seconds of flood
 REQUESTS = 256  # different ones of the flood

@@ -15,6 +15,7 @@ __all__ = ["LITTLE", "SHARE", "Turns"]
 
 SHARE = 1.0  # of a pass of the loop, for each tenant: the beginning or the end of one request
 LITTLE = SHARE / 8  # what a token that is sent on costs beside that
+PASS = 0.001  # seconds: longer than most
 GAP = 0.008  # seconds from one share of others to the next while the engine hurries
 SLOWED = 1 / 8  # of the time, at most, that work waits for such a gap
 MOST_SLOWED = 0.25  # seconds of that, after a time without
@@ -30,9 +31,10 @@ class Turns:
         self, loop: asyncio.AbstractEventLoop, hurried: Callable[[], Collection[str]], *, fair: bool = True
     ) -> None:
         self._loop, self._hurried, self._fair = loop, hurried, fair
-        self._lines: dict[str, deque[Work]] = {}  # of the tenants that had something in this pass
-        self._left: dict[str, float] = {}  # of their share of it
-        self._next: asyncio.Handle | None = None  # the next pass, as long as there are lines
+        self._lines: dict[str, deque[Work]] = {}  # of tenants that wait for a later pass
+        self._left: dict[str, float] = {}  # of each tenant's share of this one
+        self._pass_ends = 0.0  # at the latest; while nobody waits passes are not counted, which would cost some
+        self._next: asyncio.Handle | None = None  # the next pass, while somebody waits
         self._in_gap = False  # it comes at the end of one
         self._gap_ends = self._seen = loop.time()  # `_seen`: when `_may_slow` was brought up to date
         self._may_slow = MOST_SLOWED  # seconds
@@ -48,23 +50,26 @@ class Turns:
         """Now if the tenant has some of its share of this pass left, else in a later one."""
         if not self._fair:
             return function()
+        if self._next is None and self._loop.time() >= self._pass_ends:
+            self._begin_pass()
         line = self._lines.setdefault(tenant, deque())
         line.append((function, cost))
         self._serve(tenant, line)
-        if self._next is None or (self._in_gap and not self._hurried()):
+        if line and (self._next is None or (self._in_gap and not self._hurried())):
             self._come_back(in_gap=False)
 
     def _pass(self) -> None:
         """The next pass of the loop has come, or the gap is over."""
         self._next = None
-        self._left.clear()
+        self._begin_pass()
         for tenant, line in list(self._lines.items()):
-            if line:
-                self._serve(tenant, line)
-            else:
-                del self._lines[tenant]
+            self._serve(tenant, line)
         if self._lines:
-            self._come_back(in_gap=not self._left and any(self._lines.values()))
+            self._come_back(in_gap=not self._left)
+
+    def _begin_pass(self) -> None:
+        self._left.clear()
+        self._pass_ends = self._loop.time() + PASS
 
     def _come_back(self, *, in_gap: bool) -> None:
         if self._next is not None:
@@ -89,6 +94,8 @@ class Turns:
                 left -= cost
                 function()
             self._left[tenant] = left
+        if not line:
+            self._lines.pop(tenant, None)
 
     def _is_slowed(self) -> bool:
         """Whether work waits for the end of the gap; where it does not, the next gap begins."""
