@@ -110,13 +110,13 @@ class Scheduler:
             left = self._fill(shares, [s for s in ready if self._account[s] in light], budget, only_light=True)
             ready = [s for s in ready if self._account[s] not in light]
         few = min(left, self.pace.few(budget - left)) if shares else left
-        hurried = self._tenants(shares)
+        first = len(shares)
         more = left - few + self._fill(shares, ready, few)
         wanted = min(left, sum(s.remaining for s in ready) + (left if self._may_admit(more) else 0))
         tokens, short = budget - more, few < wanted
         self.pace.ran(len(shares), tokens, lost=max(1 - tokens / (budget - left + wanted), 0.0) if short else 0.0)
         if short:
-            self.hurried = hurried
+            self.hurried = self._tenants(shares[:first])
 
     def _fill(self, shares: list[Share], ready: Iterable[Sequence], budget: int, only_light: bool = False) -> int:
         """Running sequences in this order, then new ones; returns what is left of the budget."""
