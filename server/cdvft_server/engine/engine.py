@@ -181,7 +181,7 @@ class Engine:
                 running=max(len(self._live) - self.waiting, 0),
                 kv_tokens_used=self._arena.used if self._arena else 0,
                 kv_tokens_total=self._arena.size if self._arena else 0,
-                **_graph_stats(self._runner),
+                **self._runner.graph_stats(),
             )
 
     @property
@@ -197,7 +197,7 @@ class Engine:
     @property
     def recording(self) -> Recording:
         """Whether decode steps are recorded, and why (not)."""
-        stopped = self._runner.stopped if isinstance(self._runner, GraphRunner) else None
+        stopped = self._runner.stopped
         return self._recording if stopped is None else Recording(False, stopped)
 
     @property
@@ -296,9 +296,3 @@ def _limits(backbone: Backbone, context_length: int) -> Limits:
     config = backbone.config
     types = getattr(config, "type_vocab_size", 0)
     return Limits(backbone.info.family.kind, config.vocab_size, types, context_length)
-
-
-def _graph_stats(runner: Runner) -> dict[str, int]:
-    if not isinstance(runner, GraphRunner):
-        return {}
-    return {"graphs": runner.held, "graph_replays": runner.replays, "graphs_refused": runner.refused}

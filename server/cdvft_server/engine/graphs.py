@@ -86,9 +86,12 @@ class GraphRunner(Runner):
         super().__init__(backbone, context, arena)
         self.replays = self.refused = 0
         self._kv, self._recorder = arena, recorder
-        self.stopped = self._first_attention()  # why nothing is recorded or repeated (any more)
+        self.stopped = self._first_attention()
         self._recorded: OrderedDict[Kind, Recorded] = OrderedDict()  # the one not used for longest first
         self._seen: OrderedDict[Kind, int] = OrderedDict()  # how often plainly
+
+    def graph_stats(self) -> dict[str, int]:
+        return {"graphs": self.held, "graph_replays": self.replays, "graphs_refused": self.refused}
 
     @property
     def held(self) -> int:

@@ -32,6 +32,8 @@ class Output:
 class Runner:
     """Runs batches on one backbone. Several runners, each with its own arena, may run in different threads."""
 
+    stopped: str | None = None  # of one that records steps: why it does not any more
+
     def __init__(self, backbone: Backbone, context: AdapterContext, arena: KvArena | None) -> None:
         self.backbone, self.context, self.arena = backbone, context, arena
         self.device = backbone.device
@@ -45,6 +47,10 @@ class Runner:
     def attention(self) -> Style:
         """How attention is computed."""
         return self._kernel.style
+
+    def graph_stats(self) -> dict[str, int]:
+        """Of recorded steps, as `EngineStats` has them."""
+        return {}
 
     @torch.inference_mode()
     def run(self, batch: Batch, between: Callable[[], None] | None = None) -> Output:
