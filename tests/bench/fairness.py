@@ -47,18 +47,19 @@ BATCH = 2048  # tokens
 
 @dataclass(frozen=True)
 class Case:
-    """`flood`: (fewest, most) tokens of its prompts; `probe`: tokens of its one; answers: tokens, 0 for an encoder."""
+    """`flood`, `flood_answer`: (fewest, most) tokens of its prompts and answers; `probe`, `probe_answer`: tokens of its
+    one. Answers have 0 for an encoder. Those of the flood differ: of one length, they would begin and end together."""
 
     name: str
     base: str
     probe: int
     probe_answer: int
     flood: tuple[int, int]
-    flood_answer: int
+    flood_answer: tuple[int, int]
 
     @property
     def kv_tokens(self) -> int:
-        return STREAMS * (self.flood[1] + self.flood_answer) * 64 // 63
+        return STREAMS * (sum(self.flood) + sum(self.flood_answer)) // 2 * 64 // 63
 
 
 @contextmanager
@@ -70,10 +71,10 @@ def bases(base: str | None = None) -> Iterator[list[Case]]:
         cases = []
         if kind != "decoder":
             encoder = base or str(make_base(ENCODER, Path(folder) / "encoder", ["a text"]))
-            cases.append(Case("encoder, a paragraph", encoder, 256, 0, (16, 48), 0))
-            cases.append(Case("encoder, a sentence", encoder, 24, 0, (16, 48), 0))
+            cases.append(Case("encoder, a paragraph", encoder, 256, 0, (16, 48), (0, 0)))
+            cases.append(Case("encoder, a sentence", encoder, 24, 0, (16, 48), (0, 0)))
         if kind != "encoder":
-            cases.append(Case("decoder, 16 tokens", base or str(demo.base_path()), 32, 16, (16, 48), 64))
+            cases.append(Case("decoder, 16 tokens", base or str(demo.base_path()), 32, 16, (16, 48), (32, 96)))
         yield cases
 
 
@@ -142,7 +143,8 @@ class Lap:
             self._core.step()
 
     def _flood(self) -> None:
-        self._send("flood", self._random.randint(*self.sides.case.flood), self.sides.case.flood_answer, self._flood)
+        case = self.sides.case
+        self._send("flood", self._random.randint(*case.flood), self._random.randint(*case.flood_answer), self._flood)
 
     def _send(self, tenant: str, prompt: int, answer: int, ended: Callable[[], None]) -> None:
         def deliver(event: Event) -> None:

@@ -72,8 +72,9 @@ class Side:
         return self._probes(probes)
 
     def flooded(self, probes: int) -> Lap:
-        lengths, rng = self._case.flood, random.Random(0)
-        requests = [self._request("flood", rng.randint(*lengths), self._case.flood_answer) for _ in range(REQUESTS)]
+        case, rng = self._case, random.Random(0)
+        lengths = [(rng.randint(*case.flood), rng.randint(*case.flood_answer)) for _ in range(REQUESTS)]
+        requests = [self._request("flood", prompt, answer) for prompt, answer in lengths]
         with _flood(self._host, self._port, [own.decode() for own in requests]) as answers:
             time.sleep(WARM_UP)
             before, begun = answers(), time.perf_counter()
