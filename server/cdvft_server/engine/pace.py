@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 __all__ = ["ACCELERATOR", "CPU", "Pace", "Sizes"]
 
-ALLOWANCE = 1 / 16  # of the work may be lost to short batches, where tenants that use little ask all the time
+ALLOWANCE = 1 / 16  # of the work may be lost to short batches; up to 1 / 10 where `fixed` is less than it should be
 PROMPT_COST = 0.25  # of a decode step's
 SAVED = 64  # short batches that may follow on each other after a time without any
 
