@@ -3,14 +3,15 @@
 A request that arrives waits for the batch that runs, so batches are kept *calm*: no more prompt tokens than it takes to
 make the fixed cost of a forward pass small. And while a tenant that uses little has a request in the batch, others add
 only a *few* tokens: its steps stay about as short as on an idle server. Such short batches are paid for out of an
-allowance, a fixed share of all work, so that they cost no more throughput than that.
+allowance, a fixed share of all work, so that they cost no more throughput than that,
+as far as a forward pass's fixed cost is no more than `Sizes.fixed`.
 """
 
 from dataclasses import dataclass
 
 __all__ = ["ACCELERATOR", "CPU", "Pace", "Sizes"]
 
-ALLOWANCE = 1 / 16  # of the work may be lost to short batches; up to 1 / 10 where `fixed` is less than it should be
+ALLOWANCE = 1 / 16  # of the work, as `Sizes` has it, may be lost to short batches
 PROMPT_COST = 0.25  # of a decode step's
 SAVED = 64  # short batches that may follow on each other after a time without any
 
